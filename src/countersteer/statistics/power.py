@@ -1,0 +1,95 @@
+"""What a planned paired, clustered design can detect, before money is spent.
+
+Normal approximation for the difference of two paired rates p0 (base) and p1:
+    variance of one pair's difference  = p0 (1 - p0) + p1 (1 - p1) - 2 r sqrt(p0 (1 - p0) p1 (1 - p1))
+    deff of the difference             = 1 + (trials per latent - 1) * correlation
+    se(p1)^2                           = variance * deff / (latents * trials per latent)
+The detectable p1 solves |p1 - p0| = z(1 - alpha/2) se(p0) + z(power) se(p1): under no effect the standard error
+is that at p1 = p0. r is the correlation of an arm's and base's outcome in one pair.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from countersteer.core.errors import InputError
+from scipy import optimize, stats
+
+from countersteer.statistics.variance import ASSUMED_CORRELATION
+
+
+@dataclass(frozen=True)
+class Design:
+    """A paired study: how many latents, trials on each, and how alike outcomes are.
+
+    `correlation`: of outcomes within a latent; `pair_correlation`: of an arm's and base's outcome in a pair
+    (0 is the cautious choice for fresh sampling noise).
+    """
+
+    latents: int
+    per_latent: int
+    base_rate: float
+    correlation: float = 1.5 * ASSUMED_CORRELATION
+    pair_correlation: float = 0.0
+    alpha: float = 0.05
+    power: float = 0.8
+
+    def __post_init__(self) -> None:
+        if self.latents < 2 or self.per_latent < 1:
+            raise InputError(
+                f"{self.latents} latents x {self.per_latent} trials is no design: use 2 x 1 or more"
+            )
+        for name in ("base_rate", "alpha", "power"):
+            if not 0.0 < getattr(self, name) < 1.0:
+                raise InputError(
+                    f"{name} {getattr(self, name)} is not between 0 and 1: give a share such as 0.05"
+                )
+        for name in ("correlation", "pair_correlation"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise InputError(f"{name} {getattr(self, name)} is not in [0, 1): give for example 0.15")
+
+
+@dataclass(frozen=True)
+class Detectable:
+    """Smallest effects a design detects; None where even the extreme rate (0 or 1) would not be detected."""
+
+    rise: float | None
+    rise_ratio: float | None
+    fall: float | None
+    fall_ratio: float | None
+    expected_events: float
+
+
+def standard_error(design: Design, rate: float) -> float:
+    """Standard error of the paired difference of `rate` and the base rate (module docstring)."""
+    ours, base = rate * (1.0 - rate), design.base_rate * (1.0 - design.base_rate)
+    variance = ours + base - 2.0 * design.pair_correlation * math.sqrt(ours * base)
+    deff = 1.0 + (design.per_latent - 1) * design.correlation
+    return math.sqrt(max(variance, 0.0) * deff / (design.latents * design.per_latent))
+
+
+def detectable(design: Design) -> Detectable:
+    """Smallest rise and fall of the base rate that a two-sided test detects with the design's power."""
+    rise, fall = _solve(design, upwards=True), _solve(design, upwards=False)
+    return Detectable(
+        rise=None if rise is None else rise - design.base_rate,
+        rise_ratio=None if rise is None else rise / design.base_rate,
+        fall=None if fall is None else fall - design.base_rate,
+        fall_ratio=None if fall is None else fall / design.base_rate,
+        expected_events=design.base_rate * design.latents * design.per_latent,
+    )
+
+
+def _solve(design: Design, *, upwards: bool) -> float | None:
+    """The rate on one side of base at which the design just reaches its power."""
+    null = float(stats.norm.isf(design.alpha / 2.0)) * standard_error(design, design.base_rate)
+    z = float(stats.norm.ppf(design.power))
+
+    def lacking(rate: float) -> float:
+        return abs(rate - design.base_rate) - null - z * standard_error(design, rate)
+
+    end = 1.0 if upwards else 0.0
+    if lacking(end) < 0.0:
+        return None
+    return float(optimize.brentq(lacking, design.base_rate, end, xtol=1e-10))
