@@ -58,9 +58,7 @@ def labels(
     Intervals: percentiles of a bootstrap over `clusters` [n]. Raises InputError for lengths that differ.
     """
     if not len(one) == len(other) == len(clusters):
-        raise InputError(
-            f"{len(one)} and {len(other)} labels, {len(clusters)} clusters: give one of each per item"
-        )
+        raise InputError(f"{len(one)} and {len(other)} labels, {len(clusters)} clusters: give one of each per item")
     kept = [i for i in range(len(one)) if one[i] is not None and other[i] is not None]
     joint = codes([one[i] for i in kept] + [other[i] for i in kept], expected=2 * len(kept), what="labels")
     left, right = joint[: len(kept)], joint[len(kept) :]
@@ -89,9 +87,7 @@ def scores(
     """
     left, right = numbers(one), numbers(other)
     if not left.size == right.size == len(clusters):
-        raise InputError(
-            f"{left.size} and {right.size} scores, {len(clusters)} clusters: give one of each per item"
-        )
+        raise InputError(f"{left.size} and {right.size} scores, {len(clusters)} clusters: give one of each per item")
     kept = np.isfinite(left) & np.isfinite(right)
     group = codes(clusters, expected=left.size, what="clusters")[kept]
     left, right = left[kept], right[kept]
@@ -102,9 +98,7 @@ def scores(
     def spearman(rows: Ints) -> float:
         return _correlation(stats.rankdata(left[rows]), stats.rankdata(right[rows]))
 
-    return ScoreAgreement(
-        _measure(pearson, group, rng, confidence), _measure(spearman, group, rng, confidence)
-    )
+    return ScoreAgreement(_measure(pearson, group, rng, confidence), _measure(spearman, group, rng, confidence))
 
 
 def _kappa(left: Ints, right: Ints) -> float:
@@ -120,9 +114,7 @@ def _correlation(left: Floats, right: Floats) -> float:
     return float(left @ right) / scale if scale > 1e-12 else float("nan")
 
 
-def _measure(
-    measure: Callable[[Ints], float], group: Ints, rng: np.random.Generator, confidence: float
-) -> Agreement:
+def _measure(measure: Callable[[Ints], float], group: Ints, rng: np.random.Generator, confidence: float) -> Agreement:
     """`measure` on all items, and its percentile interval over draws of whole clusters."""
     check_confidence(confidence)
     if group.size == 0:

@@ -88,9 +88,7 @@ def mean(
     if numeric.size == 0:
         return Rate(None, None, None, None, 0, 0.0, None, 0)
     group, count = recode(group[kept])
-    totals = np.stack(
-        [sums(numeric, group, count=count), sums(np.ones_like(numeric), group, count=count)], axis=1
-    )
+    totals = np.stack([sums(numeric, group, count=count), sums(np.ones_like(numeric), group, count=count)], axis=1)
     value = float(numeric.mean())
     variance, freedom = crossed_variance(numeric, group, crossed)
     new_prompts = None

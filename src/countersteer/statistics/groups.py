@@ -21,9 +21,7 @@ def codes(labels: Sequence[Hashable], *, expected: int, what: str) -> Ints:
     if len(labels) != expected:
         raise InputError(f"{len(labels)} {what} for {expected} values: give exactly one per value")
     seen: dict[Hashable, int] = {}
-    return np.fromiter(
-        (seen.setdefault(label, len(seen)) for label in labels), dtype=np.int64, count=expected
-    )
+    return np.fromiter((seen.setdefault(label, len(seen)) for label in labels), dtype=np.int64, count=expected)
 
 
 def numbers(values: Sequence[float | int | bool | None]) -> Floats:

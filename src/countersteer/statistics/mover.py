@@ -62,12 +62,7 @@ def _limits(arm: Rate, base: Rate) -> tuple[float, float, float, float, float, f
     """Value, low, high of both rates, or None if one has no interval."""
     found = []
     for side in (arm, base):
-        if (
-            side.value is None
-            or side.interval is None
-            or side.interval.low is None
-            or side.interval.high is None
-        ):
+        if side.value is None or side.interval is None or side.interval.low is None or side.interval.high is None:
             return None
         found += [side.value, min(side.interval.low, side.value), max(side.interval.high, side.value)]
     return found[0], found[1], found[2], found[3], found[4], found[5]

@@ -37,14 +37,10 @@ class Design:
 
     def __post_init__(self) -> None:
         if self.latents < 2 or self.per_latent < 1:
-            raise InputError(
-                f"{self.latents} latents x {self.per_latent} trials is no design: use 2 x 1 or more"
-            )
+            raise InputError(f"{self.latents} latents x {self.per_latent} trials is no design: use 2 x 1 or more")
         for name in ("base_rate", "alpha", "power"):
             if not 0.0 < getattr(self, name) < 1.0:
-                raise InputError(
-                    f"{name} {getattr(self, name)} is not between 0 and 1: give a share such as 0.05"
-                )
+                raise InputError(f"{name} {getattr(self, name)} is not between 0 and 1: give a share such as 0.05")
         for name in ("correlation", "pair_correlation"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise InputError(f"{name} {getattr(self, name)} is not in [0, 1): give for example 0.15")

@@ -112,9 +112,7 @@ def rate(
     """
     check_confidence(confidence)
     if not np.isfinite(deff_at_zero) or deff_at_zero < 1.0:
-        raise InputError(
-            f"deff_at_zero {deff_at_zero} is below 1: clustering cannot add information, use 1 or more"
-        )
+        raise InputError(f"deff_at_zero {deff_at_zero} is below 1: clustering cannot add information, use 1 or more")
     values = numbers(events)
     group = codes(clusters, expected=values.size, what="clusters")
     crossed = codes(prompts, expected=values.size, what="prompts")

@@ -60,9 +60,7 @@ def resample_baseline(
 
     Intervals by cluster bootstrap (BCa). Raises InputError for a score that is NaN or infinite.
     """
-    scores = [
-        score for retry in retries for score in (retry.first, retry.last, *retry.fresh) if score is not None
-    ]
+    scores = [score for retry in retries for score in (retry.first, retry.last, *retry.fresh) if score is not None]
     if not np.all(np.isfinite(scores)):
         raise InputError("a score is NaN or infinite: pass None for a fresh response without a first attempt")
     kept = [retry for retry in retries if any(score is not None for score in retry.fresh)]
@@ -74,18 +72,14 @@ def resample_baseline(
     if kept:
         group = codes(latents, expected=len(kept), what="latents")
         count = int(group.max()) + 1
-        totals = np.stack(
-            [sums(gap, group, count=count), sums(np.ones_like(gap), group, count=count)], axis=1
-        )
+        totals = np.stack([sums(gap, group, count=count), sums(np.ones_like(gap), group, count=count)], axis=1)
         recovery_interval = bootstrap.interval(totals, bootstrap.ratio_of_sums, rng, confidence=confidence)
     return ResampleBaseline(
         improved=mean(improved, latents, prompts, rng, confidence=confidence),
         baseline=mean(baseline, latents, prompts, rng, confidence=confidence),
         improved_ties=_share([retry.last == retry.first for retry in kept]) if kept else None,
         baseline_ties=(
-            float(
-                np.mean([_share([s == retry.first for s in retry.fresh if s is not None]) for retry in kept])
-            )
+            float(np.mean([_share([s == retry.first for s in retry.fresh if s is not None]) for retry in kept]))
             if kept
             else None
         ),

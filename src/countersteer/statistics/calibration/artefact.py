@@ -61,13 +61,10 @@ def load(artefact: Mapping[str, Any]) -> Calibration:
     if artefact.get("format") != FORMAT:
         raise InputError(f"calibration of format {artefact.get('format')!r}, not {FORMAT}: calibrate again")
     if artefact.get("digest") != digest(artefact):
-        raise InputError(
-            "the calibration does not match its digest: it was changed or damaged, calibrate again"
-        )
+        raise InputError("the calibration does not match its digest: it was changed or damaged, calibrate again")
     try:
         estimates = {
-            row["latent"]: Estimate(**{k: row[k] for k in row if k != "latent"})
-            for row in artefact["estimates"]
+            row["latent"]: Estimate(**{k: row[k] for k in row if k != "latent"}) for row in artefact["estimates"]
         }
         return Calibration(artefact["settings"], artefact["context"], estimates, artefact["digest"])
     except (KeyError, TypeError) as error:

@@ -59,17 +59,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.lo) and math.isfinite(self.hi) and 0.0 <= self.lo < self.hi):
-            raise InputError(
-                f"strength range [{self.lo}, {self.hi}] is not 0 <= lo < hi: give for example 0 and 3"
-            )
+            raise InputError(f"strength range [{self.lo}, {self.hi}] is not 0 <= lo < hi: give for example 0 and 3")
         if not (self.lo < self.centre < self.hi):
-            raise InputError(
-                f"centre {self.centre} lies outside the range [{self.lo}, {self.hi}]: move it inside"
-            )
+            raise InputError(f"centre {self.centre} lies outside the range [{self.lo}, {self.hi}]: move it inside")
         if not 0.0 < self.target < 1.0:
-            raise InputError(
-                f"target {self.target} is not between 0 and 1: give the score as a share, 0.3 for 30"
-            )
+            raise InputError(f"target {self.target} is not between 0 and 1: give the score as a share, 0.3 for 30")
 
 
 def named_rng(seed: int, name: str) -> np.random.Generator:
@@ -130,13 +124,9 @@ class Calibrator(ABC):
         if not 0 <= index < len(self.queries):
             raise InputError(f"query {index} was never asked: tell answers round by round, after ask()")
         if score is not None and not 0.0 <= score <= 1.0:
-            raise InputError(
-                f"score {score} of query {index} is not within 0 to 1: divide scores of 0-100 by 100"
-            )
+            raise InputError(f"score {score} of query {index} is not within 0 to 1: divide scores of 0-100 by 100")
         if index in self.answers and self.answers[index] != score:
-            raise InputError(
-                f"query {index} was already answered with {self.answers[index]}: answers do not change"
-            )
+            raise InputError(f"query {index} was already answered with {self.answers[index]}: answers do not change")
         self.answers[index] = None if score is None else float(score)
 
     @property

@@ -41,13 +41,9 @@ class BisectionCalibrator(Calibrator):
         per_round: int = 5,
         prior_sd: float | None = None,
     ) -> None:
-        super().__init__(
-            latents=latents, prompts=prompts, lo=lo, hi=hi, centre=centre, target=target, seed=seed
-        )
+        super().__init__(latents=latents, prompts=prompts, lo=lo, hi=hi, centre=centre, target=target, seed=seed)
         if rounds < 1 or per_round < 1:
-            raise InputError(
-                f"{rounds} rounds of {per_round} prompts measure nothing: use at least 1 of each"
-            )
+            raise InputError(f"{rounds} rounds of {per_round} prompts measure nothing: use at least 1 of each")
         self.rounds, self.per_round = rounds, per_round
         self.prior_sd = self.settings.centre if prior_sd is None else float(prior_sd)
         if not self.prior_sd > 0.0:
@@ -97,9 +93,7 @@ class BisectionCalibrator(Calibrator):
             up, sure = not up, 1.0 - sure
         indicated = (self._grid > strength) if up else (self._grid < strength)
         floor = np.finfo(np.float64).tiny
-        self._log_density[row] += np.where(
-            indicated, np.log(max(sure, floor)), np.log(max(1.0 - sure, floor))
-        )
+        self._log_density[row] += np.where(indicated, np.log(max(sure, floor)), np.log(max(1.0 - sure, floor)))
 
     def _quantile(self, share: float) -> np.ndarray:
         """Quantile of each latent's density, [latents]."""

@@ -139,9 +139,7 @@ def _maximise(
     logs, count = np.log(WIDTHS), (posterior * member[None, :, None]).sum(axis=(0, 1))
     ballast = now.width_spread**2 / WIDTH_SD**2
     width = (count @ logs + ballast * prior.width) / (count.sum() + ballast)
-    width_spread = (count @ (logs - width) ** 2 + WIDTH_WEIGHT * WIDTH_SPREAD**2) / (
-        count.sum() + WIDTH_WEIGHT
-    )
+    width_spread = (count @ (logs - width) ** 2 + WIDTH_WEIGHT * WIDTH_SPREAD**2) / (count.sum() + WIDTH_WEIGHT)
     size = now.prompts.size
     pull = np.bincount(doses.prompt.ravel(), weights=slope.ravel(), minlength=size)
     # Higher u: the prompt stands more, so P(good) rises with u exactly as with theta.
@@ -151,9 +149,7 @@ def _maximise(
     prompts = now.prompts + np.clip(step, -0.5, 0.5)
     prompts = prompts - prompts.mean()
     leftover = 1.0 / (stiff + precision)
-    prompt_spread = np.sqrt(
-        (np.sum(prompts**2 + leftover) + PROMPT_WEIGHT * PROMPT_SPREAD**2) / (size + PROMPT_WEIGHT)
-    )
+    prompt_spread = np.sqrt((np.sum(prompts**2 + leftover) + PROMPT_WEIGHT * PROMPT_SPREAD**2) / (size + PROMPT_WEIGHT))
     return replace(
         now,
         centre=float(centre),

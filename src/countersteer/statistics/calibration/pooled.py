@@ -59,13 +59,9 @@ class PooledCalibrator(Calibrator):
         rounds: Sequence[int] = ROUNDS,
         least: int = 6,
     ) -> None:
-        super().__init__(
-            latents=latents, prompts=prompts, lo=lo, hi=hi, centre=centre, target=target, seed=seed
-        )
+        super().__init__(latents=latents, prompts=prompts, lo=lo, hi=hi, centre=centre, target=target, seed=seed)
         if first < 1 or any(size < 1 for size in rounds):
-            raise InputError(
-                f"rounds {(first, *rounds)} contain an empty one: use at least 1 generation each"
-            )
+            raise InputError(f"rounds {(first, *rounds)} contain an empty one: use at least 1 generation each")
         self.first, self.rounds, self.least = first, tuple(rounds), least
         self._lowest = max(self.settings.lo, self.settings.centre * LOWEST_SHARE_OF_CENTRE)
         self._thetas = np.linspace(np.log(self._lowest) - 0.3, np.log(self.settings.hi) + 0.7, THETAS)
@@ -101,9 +97,7 @@ class PooledCalibrator(Calibrator):
         """First-round strengths [latents, first]: one in each stratum of log strength, latents interleaved."""
         rng = named_rng(self.settings.seed, "pooled/first-round")
         count = len(self.latents)
-        place = np.stack(
-            [(rng.permutation(count) + rng.random(count)) / count for _ in range(self.first)], axis=1
-        )
+        place = np.stack([(rng.permutation(count) + rng.random(count)) / count for _ in range(self.first)], axis=1)
         place = (np.arange(self.first) + place) / self.first
         low, high = np.log(self._lowest), np.log(self.settings.hi)
         return np.asarray(np.exp(low + place * (high - low)))

@@ -138,9 +138,7 @@ class TableWorld:
         """`table`: columns latent, strength, prompt, score (0 to 1, None if missing) of equal length."""
         missing = [name for name in ("latent", "strength", "prompt", "score") if name not in table]
         if missing:
-            raise InputError(
-                f"the table has no column {missing[0]!r}: it needs latent, strength, prompt, score"
-            )
+            raise InputError(f"the table has no column {missing[0]!r}: it needs latent, strength, prompt, score")
         if len({len(table[name]) for name in ("latent", "strength", "prompt", "score")}) != 1:
             raise InputError("the table's columns differ in length: give one row per score")
         cells: dict[tuple[Id, float, Id], list[float | None]] = {}
@@ -175,9 +173,7 @@ class TableWorld:
             means.append(float(np.mean(known)) if known else np.nan)
             weights.append(len(known))
         curve, kept = np.array(means), np.isfinite(means)
-        fitted = optimize.isotonic_regression(
-            curve[kept], weights=np.array(weights)[kept], increasing=False
-        ).x
+        fitted = optimize.isotonic_regression(curve[kept], weights=np.array(weights)[kept], increasing=False).x
         logs = np.log(dose[kept])
         if fitted.size < 2 or fitted[0] < target or fitted[-1] >= target:
             return None

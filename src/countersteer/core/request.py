@@ -1,0 +1,160 @@
+"""What an engine is asked and what it answers: Request, Sampling, Chunk, Completion, Receipt.
+
+An intervention travels through here untyped (its class lives one layer up); everything else is plain frozen data.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from countersteer.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    temperature 0 is greedy. top_k 0 and top_p 1 switch those filters off. The repetition penalty divides positive and
+    multiplies negative logits of tokens already in prompt or response. Randomness depends on (seed, position) only.
+    """
+
+    temperature: float = 0.6
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        def bad(name: str, need: str) -> InputError:
+            return InputError(f"sampling {name} must be {need}, got {getattr(self, name)!r}")
+
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise bad(name, "a finite number")
+        for name in ("top_k", "seed", "max_tokens"):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
+                raise bad(name, "a whole number")
+        if self.temperature < 0:
+            raise bad("temperature", ">= 0")
+        if not 0 < self.top_p <= 1:
+            raise bad("top_p", "in (0, 1]")
+        if self.top_k < 0:
+            raise bad("top_k", ">= 0")
+        if self.repetition_penalty <= 0:
+            raise bad("repetition_penalty", "> 0")
+        if self.max_tokens < 1:
+            raise bad("max_tokens", ">= 1")
+        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+            raise bad("stop", "a list of non-empty strings")
+        object.__setattr__(self, "stop", tuple(self.stop))
+
+
+@dataclass(frozen=True)
+class Request:
+    """One generation. Exactly one of `prompt` (one user turn), `messages` (role / content dicts) or `tokens` (ids).
+
+    `system` is put before a prompt; `prefix` is text the answer must begin with (it is given, so it counts as prompt
+    for spans); `template` False sends a prompt as plain text. `readouts` are latents or directions to record.
+    """
+
+    prompt: str | None = None
+    messages: tuple[dict[str, str], ...] | None = None
+    tokens: tuple[int, ...] | None = None
+    system: str | None = None
+    prefix: str | None = None
+    intervention: Any = None
+    readouts: Any = None
+    sampling: Sampling = field(default_factory=Sampling)
+    template: bool = True
+
+    def __post_init__(self) -> None:
+        if sum(x is not None for x in (self.prompt, self.messages, self.tokens)) != 1:
+            raise InputError("a request takes exactly one of prompt, messages or tokens")
+        if self.prompt is not None and not self.prompt.strip():
+            raise InputError("the prompt is empty")
+        if self.messages is not None:
+            object.__setattr__(self, "messages", tuple(dict(m) for m in self.messages))
+            if not self.messages:
+                raise InputError("messages is empty")
+            if self.system is not None:
+                raise InputError("give the system prompt as a message, not both ways")
+        if self.tokens is not None:
+            object.__setattr__(self, "tokens", tuple(int(t) for t in self.tokens))
+            if not self.tokens:
+                raise InputError("tokens is empty")
+            if self.system is not None or self.prefix is not None:
+                raise InputError("system and prefix need text, not token ids: put their ids into tokens")
+
+    def with_(self, **changes: Any) -> Request:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class LayerReceipt:
+    """What the edits of one layer did to one request, measured on the tensor handed on, in the model's dtype.
+
+    `tokens_seen` positions lay in a span, `tokens_changed` of them came out different. `mean_relative` and
+    `max_relative` are of |h' - h| / |h| over the seen positions, position 0 left out. `before` and `after` are the
+    mean read x = R h + b per read row (order of the rows), position 0 left out. `missed_target` is the largest
+    distance between a setter's target and the x that was reached (None without setters).
+    """
+
+    site: str
+    tokens_seen: int
+    tokens_changed: int
+    mean_relative: float | None
+    max_relative: float | None
+    before: tuple[float, ...] = ()
+    after: tuple[float, ...] = ()
+    missed_target: float | None = None
+    conditional: bool = False
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The receipt of one request: one entry per edited layer, and notes on how it was run."""
+
+    layers: tuple[LayerReceipt, ...] = ()
+    engine: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def acted(self) -> bool:
+        """Whether any token was changed."""
+        return any(layer.tokens_changed for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a stream. The last one carries the completion; `text` pieces join to its text."""
+
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    completion: Completion | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished generation.
+
+    `tokens` are the generated ids (the end token included when it was drawn), `text` their decoding without special
+    tokens, cut before a stop string. `finish` is "stop" (end token or stop string) or "length". `readouts` is an
+    array [positions, n] over the positions that were read (prompt and response), or None.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    finish: str
+    receipt: Receipt = field(default_factory=Receipt)
+    readouts: Any = None

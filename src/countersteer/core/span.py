@@ -1,0 +1,95 @@
+"""Which token positions an edit changes.
+
+Position 0 is the first token of the templated prompt, BOS included. With a prompt of P tokens (an assistant prefix
+counts as prompt: it is given, not generated):
+
+    all          every position
+    prompt       0 .. P-1, the template's tokens included
+    response     P ..      generated tokens, when they are read back
+    generation   P-1 ..    every position that decides a generated token
+    from(n)      n ..
+    until(n)     0 .. n-1
+
+The first generated token is decided at position P-1, a *prompt* position: under `response` it is untouched.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from countersteer.core.errors import InputError, RefusedError, nearest
+
+_KINDS = ("all", "prompt", "response", "generation", "from", "until")
+END = 1 << 40
+"""A position beyond every text: the open end of a span."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A set of token positions, decided by the length of the prompt. `n` belongs to `from` and `until` only."""
+
+    kind: str = "all"
+    n: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in _KINDS:
+            raise InputError(f"unknown span {self.kind!r}{nearest(self.kind, _KINDS)}; known: {', '.join(_KINDS)}")
+        if (self.n is not None) != (self.kind in ("from", "until")):
+            raise InputError(f"span {self.kind!r} {'needs' if self.n is None else 'takes no'} position")
+        if self.n is not None and self.n < 0:
+            raise InputError(f"span position must be >= 0, got {self.n}")
+        if self.kind == "until" and self.n == 0:
+            raise InputError("span until(0) is empty: it would edit nothing; give a position >= 1")
+
+    def __str__(self) -> str:
+        return self.kind if self.n is None else f"{self.kind}({self.n})"
+
+    @classmethod
+    def parse(cls, value: str | Span) -> Span:
+        """The span that a text such as `response` or `from(12)` names. Raises InputError."""
+        if isinstance(value, Span):
+            return value
+        if not isinstance(value, str):
+            raise InputError(f"a span is a text such as 'response' or 'from(12)', got {value!r}")
+        text = value.strip()
+        if re.fullmatch(r"(from|until)\(\s*[\"']?restart[\"']?\s*\)", text):
+            raise RefusedError(f"span {text}", "spans that follow the text are not part of this version", "from(n)")
+        match = re.fullmatch(r"(\w+)\(\s*(\d+)\s*\)", text)
+        return cls(match[1], int(match[2])) if match else cls(text)
+
+    def bounds(self, prompt_tokens: int) -> tuple[int, int]:
+        """[start, stop) in positions, for a prompt of `prompt_tokens` tokens; an open end is `END`."""
+        if self.kind == "prompt":
+            return 0, prompt_tokens
+        if self.kind == "response":
+            return prompt_tokens, END
+        if self.kind == "generation":
+            return max(prompt_tokens - 1, 0), END
+        if self.kind == "from":
+            return self.n or 0, END
+        if self.kind == "until":
+            return 0, self.n or 0
+        return 0, END
+
+    @property
+    def needs_prompt(self) -> bool:
+        """Whether the positions depend on the length of the prompt."""
+        return self.kind in ("prompt", "response", "generation")
+
+    def count(self, prompt_tokens: int, tokens: int) -> int:
+        """How many of the first `tokens` positions the span holds."""
+        start, stop = self.bounds(prompt_tokens)
+        return max(min(stop, tokens) - start, 0)
+
+    def disjoint(self, other: Span) -> bool:
+        """Whether the two spans can never share a position, whatever the prompt."""
+        for a, b in ((self, other), (other, self)):
+            if a.kind == "prompt" and b.kind == "response":
+                return True
+            if a.kind == "until" and b.kind == "from" and (a.n or 0) <= (b.n or 0):
+                return True
+        return False
+
+
+ALL = Span("all")
