@@ -1,0 +1,139 @@
+"""Bundle files: an intervention as one safetensors file that round-trips exactly.
+
+Tensors `edit.N.read|bias|write|lo|hi|slope|intercept` and, with a gate, `gate.direction`; the metadata entry
+`countersteer` holds JSON: format version, name, model and template it was made for, and per edit its site, span,
+method, flags and origin. The content fingerprint is stored and checked on reading. Nothing in the file can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from countersteer.core.errors import InputError
+from countersteer.core.site import Site
+from countersteer.core.span import Span
+from countersteer.edits.edit import Edit, Gate, Intervention
+
+FORMAT = 1
+MAX_BYTES = 4 << 30
+_TENSORS = ("read", "bias", "write", "lo", "hi", "slope", "intercept")
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A named, deployable intervention; `meta` holds model, template hash and fit statistics as plain JSON data."""
+
+    name: str
+    intervention: Intervention
+    version: str = "1"
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save_bundle(bundle: Bundle | Intervention, path: str | os.PathLike[str], *, name: str = "unnamed") -> Path:
+    """Write a bundle (atomically). An intervention is wrapped under `name`. Raises InputError."""
+    if isinstance(bundle, Intervention):
+        bundle = Bundle(name, bundle)
+    tensors, edits = {}, []
+    for i, edit in enumerate(bundle.intervention.edits):
+        for part in _TENSORS:
+            tensor = getattr(edit, part)
+            if tensor is not None:
+                tensors[f"edit.{i}.{part}"] = tensor.contiguous().clone()
+        edits.append(
+            {
+                "site": str(edit.site),
+                "span": str(edit.span),
+                "method": edit.method,
+                "conditional": edit.conditional,
+                "setter": edit.setter,
+                "order": edit.order,
+                "origin": dict(edit.origin),
+            }
+        )
+    gate = bundle.intervention.gate
+    head: dict[str, Any] = {
+        "format": FORMAT,
+        "name": bundle.name,
+        "version": bundle.version,
+        "fingerprint": bundle.intervention.fingerprint,
+        "edits": edits,
+        "meta": dict(bundle.meta),
+        "gate": None,
+    }
+    if gate is not None:
+        tensors["gate.direction"] = gate.direction.contiguous().clone()
+        head["gate"] = {
+            "site": str(gate.site),
+            "threshold": gate.threshold,
+            "over": gate.over,
+            "metric": gate.metric,
+            "above": gate.above,
+        }
+    target = Path(path)
+    partial = target.with_name(target.name + ".partial")
+    try:
+        text = json.dumps(head, sort_keys=True, allow_nan=False)
+        partial.write_bytes(save(tensors, metadata={"countersteer": text}))
+        partial.replace(target)
+    except (OSError, TypeError, ValueError) as error:
+        raise InputError(f"cannot write bundle {target}: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def load_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Read a bundle and check its content fingerprint. Raises InputError with what is wrong."""
+    target = Path(path)
+    try:
+        if target.stat().st_size > MAX_BYTES:
+            raise InputError(f"bundle {target} is larger than {MAX_BYTES >> 30} GiB")
+        with safe_open(str(target), framework="pt") as file:
+            head = json.loads((file.metadata() or {})["countersteer"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        if head["format"] != FORMAT:
+            raise InputError(f"bundle {target} has format {head['format']}, this version reads {FORMAT}")
+        edits = tuple(_edit(i, entry, tensors) for i, entry in enumerate(head["edits"]))
+        gate = _gate(head["gate"], tensors)
+        bundle = Bundle(str(head["name"]), Intervention(edits, gate), str(head["version"]), dict(head["meta"]))
+    except FileNotFoundError as error:
+        raise InputError(f"bundle {target} does not exist") from error
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{target} is not a readable bundle: {error or type(error).__name__}") from error
+    if bundle.intervention.fingerprint != head["fingerprint"]:
+        raise InputError(f"bundle {target} was altered: its content does not match its fingerprint")
+    return bundle
+
+
+def _edit(i: int, entry: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Edit:
+    parts = {part: tensors.get(f"edit.{i}.{part}") for part in _TENSORS}
+    missing = [p for p, t in parts.items() if t is None and p != "read"]
+    if missing:
+        raise ValueError(f"edit {i} lacks {', '.join(missing)}")
+    return Edit(
+        site=Site.parse(entry["site"]),
+        span=Span.parse(entry["span"]),
+        method=str(entry["method"]),
+        conditional=bool(entry["conditional"]),
+        setter=bool(entry["setter"]),
+        order=int(entry["order"]),
+        origin=dict(entry["origin"]),
+        **parts,  # type: ignore[arg-type]  # only `read` may be None, checked above
+    )
+
+
+def _gate(entry: dict[str, Any] | None, tensors: dict[str, torch.Tensor]) -> Gate | None:
+    if entry is None:
+        return None
+    rows = tensors["gate.direction"]
+    site = Site.parse(entry["site"])
+    return Gate(site, rows, entry["threshold"], entry["over"], entry["metric"], bool(entry["above"]))
