@@ -1,7 +1,7 @@
 """Labels to integer codes, and sums per cluster: what every clustered estimate here starts from.
 
 A *cluster* is the set of trials that share a latent. Labels may be anything hashable (latent numbers, prompt
-texts); the order of first appearance decides the code, so results do not depend on how labels hash.
+texts); which label gets which code does not matter to any result.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ def codes(labels: Sequence[Hashable], *, expected: int, what: str) -> Ints:
     """Integer code of each label, [n]; raises InputError if there are not `expected` labels."""
     if len(labels) != expected:
         raise InputError(f"{len(labels)} {what} for {expected} values: give exactly one per value")
+    if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu":
+        return np.unique(labels, return_inverse=True)[1].astype(np.int64)
     seen: dict[Hashable, int] = {}
     return np.fromiter((seen.setdefault(label, len(seen)) for label in labels), dtype=np.int64, count=expected)
 
 
 def numbers(values: Sequence[float | int | bool | None]) -> Floats:
     """Values as float64 [n], None as NaN ("not in the denominator"); raises InputError for NaN or infinity."""
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biu":
+        return values.astype(np.float64)
     array = np.array([np.nan if value is None else float(value) for value in values], dtype=np.float64)
     given = np.fromiter((value is not None for value in values), dtype=bool, count=len(values))
     if not np.all(np.isfinite(array[given])):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from countersteer.core.errors import InputError
-from scipy import stats
+from scipy import special
 
 from countersteer.statistics.groups import codes, numbers, require_binary
 from countersteer.statistics.variance import cluster_variance, crossed_variance, effect
@@ -72,7 +72,7 @@ def wilson(events: float, n: float, *, confidence: float = 0.95, freedom: float 
     check_confidence(confidence)
     alpha = 1.0 - confidence
     if freedom is not None:
-        alpha = 2.0 * float(stats.norm.sf(stats.t.isf(alpha / 2.0, freedom)))
+        alpha = 2.0 * float(special.ndtr(special.stdtrit(freedom, alpha / 2.0)))
     low, high = proportion_confint(events, n, alpha=alpha, method="wilson")
     low = 0.0 if events <= 0 else float(low)
     high = 1.0 if events >= n else float(high)
