@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from countersteer.core.errors import InputError
-from countersteer.statistics import contrast, holm, pair, rate
-from countersteer.statistics import mover
+from countersteer.statistics import contrast, holm, mover, pair, rate
 
 
 def test_pairs_are_the_shared_keys_in_bases_order() -> None:
@@ -80,7 +79,12 @@ def test_ratio_limits_are_fiellers_roots() -> None:
     for share in (0.02, 0.1, 0.5):
         arm = rate((rng.random(300) < share).astype(int), clusters, prompts)
         base = rate((rng.random(300) < 0.3).astype(int), clusters, prompts)
-        p, q, (low, high), (base_low, base_high) = arm.value, base.value, arm.interval.as_list(), base.interval.as_list()
+        p, q, (low, high), (base_low, base_high) = (
+            arm.value,
+            base.value,
+            arm.interval.as_list(),
+            base.interval.as_list(),
+        )
         for r in (0.0, 0.4):
             found = mover.ratio(arm, base, correlation=r)
 
@@ -92,7 +96,9 @@ def test_ratio_limits_are_fiellers_roots() -> None:
             assert found.low < p / q < found.high
 
 
-@pytest.mark.parametrize(("latents", "base_share", "arm_share"), [(500, 0.04, 0.02), (500, 0.005, 0.005), (60, 0.08, 0.2)])
+@pytest.mark.parametrize(
+    ("latents", "base_share", "arm_share"), [(500, 0.04, 0.02), (500, 0.005, 0.005), (60, 0.08, 0.2)]
+)
 def test_intervals_of_difference_and_ratio_cover(latents: int, base_share: float, arm_share: float) -> None:
     """Arms that share each latent's susceptibility (correlation 0.15), sampled afresh."""
     rng = np.random.default_rng(4)

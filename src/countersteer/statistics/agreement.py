@@ -10,9 +10,9 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from countersteer.core.errors import InputError
 from scipy import stats
 
+from countersteer.core.errors import InputError
 from countersteer.statistics.groups import Floats, Ints, codes, numbers
 from countersteer.statistics.rates import Interval, check_confidence
 

@@ -1,8 +1,8 @@
 """Paired contrasts of an arm with base: difference, ratio, their intervals, a p-value, Holm's correction.
 
-An arm replays base's trials, so trials pair by key and clusters (latents) are shared. Rates near zero would give a bootstrap nothing
-to draw from, so for 0/1 metrics the intervals combine the two arms' effective-n Wilson intervals
-(MOVER; Donner & Zou 2012) with the correlation that pairing induces. Scores use the cluster bootstrap.
+An arm replays base's trials, so trials pair by key and clusters (latents) are shared. Rates near zero would give
+a bootstrap nothing to draw from, so for 0/1 metrics the intervals combine the two arms' effective-n Wilson
+intervals (statistics.mover) with the correlation that pairing induces. Scores use the cluster bootstrap.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from countersteer.core.errors import InputError
 from numpy.typing import NDArray
+
+from countersteer.core.errors import InputError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

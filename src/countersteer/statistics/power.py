@@ -4,8 +4,8 @@ Normal approximation for the difference of two paired rates p0 (base) and p1:
     variance of one pair's difference  = p0 (1 - p0) + p1 (1 - p1) - 2 r sqrt(p0 (1 - p0) p1 (1 - p1))
     deff of the difference             = 1 + (trials per latent - 1) * correlation
     se(p1)^2                           = variance * deff / (latents * trials per latent)
-The detectable p1 solves |p1 - p0| = z(1 - alpha/2) se(p0) + z(power) se(p1): under no effect the standard error
-is that at p1 = p0. r is the correlation of an arm's and base's outcome in one pair.
+The detectable p1 solves |p1 - p0| = (z(1 - alpha/2) + z(power)) se(p1). r is the correlation of an arm's and
+base's outcome in one pair.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from countersteer.core.errors import InputError
 from scipy import optimize, stats
 
+from countersteer.core.errors import InputError
 from countersteer.statistics.variance import ASSUMED_CORRELATION
 
 
@@ -79,11 +79,10 @@ def detectable(design: Design) -> Detectable:
 
 def _solve(design: Design, *, upwards: bool) -> float | None:
     """The rate on one side of base at which the design just reaches its power."""
-    null = float(stats.norm.isf(design.alpha / 2.0)) * standard_error(design, design.base_rate)
-    z = float(stats.norm.ppf(design.power))
+    reach = float(stats.norm.isf(design.alpha / 2.0) + stats.norm.ppf(design.power))
 
     def lacking(rate: float) -> float:
-        return abs(rate - design.base_rate) - null - z * standard_error(design, rate)
+        return abs(rate - design.base_rate) - reach * standard_error(design, rate)
 
     end = 1.0 if upwards else 0.0
     if lacking(end) < 0.0:

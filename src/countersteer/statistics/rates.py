@@ -11,9 +11,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from countersteer.core.errors import InputError
 from scipy import special
 
+from countersteer.core.errors import InputError
 from countersteer.statistics.groups import codes, numbers, require_binary
 from countersteer.statistics.variance import cluster_variance, crossed_variance, effect
 

@@ -1,8 +1,8 @@
 """The resample baseline: would a fresh first attempt have beaten the first one as often as the last attempt did?
 
-Multi-attempt trials tend to start from a low first score, and low scores rise when drawn again (regression to the mean). So the
-improvement rate is set beside P(fresh first attempt > first attempt), with fresh attempts of the same latent,
-strength and prompt under new seeds. Recovery, the difference, is what the later attempts add.
+Multi-attempt trials tend to start from a low first score, and low scores rise when drawn again (regression to the
+mean). So the improvement rate is set beside P(fresh first attempt > first attempt), with fresh attempts of the
+same latent, strength and prompt under new seeds. Recovery, the difference, is what the later attempts add.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from countersteer.core.errors import InputError
 
+from countersteer.core.errors import InputError
 from countersteer.statistics import bootstrap
 from countersteer.statistics.bootstrap import mean
 from countersteer.statistics.groups import codes, numbers, sums

@@ -1,8 +1,8 @@
 """Variances of a ratio of sums under clustering: one-way (latents) and two-way (latents crossed with prompts).
 
-One-way is the linearised, leverage-corrected (CR2-style) variance of a mean whose cluster sizes may differ; two-way is the sum of
-the two one-way variances less that of their intersection (Cameron, Gelbach & Miller 2011, eq. 2.8).
-The design effect is that variance over the binomial one.
+One-way is the linearised, leverage-corrected (CR2-style) variance of a mean whose cluster sizes may differ; two-way
+is the sum of the two one-way variances less that of their intersection (Cameron, Gelbach & Miller, Journal of
+Business & Economic Statistics 29 (2011) 238). The design effect is that variance over the binomial one.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 P(good) = lapse + (1 - 2 lapse) * logistic(-(log strength - theta_k - u_prompt) / w_k)
 
-theta_k and log w_k of the latents come from common normals (theta with a share of strays, so that flat curves do not widen
-everyone's prior), prompt effects u from another. Each latent's posterior is computed exactly on a grid of
-(theta, w); the common normals and u are found by expectation-maximisation.
+theta_k and log w_k of the latents come from common normals (theta with a share of strays, so that flat curves do
+not widen everyone's prior), prompt effects u from another. Each latent's posterior is computed exactly on a grid
+of (theta, w); the common normals and u are found by expectation-maximisation.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _maximise(
     thetas: Floats,
 ) -> Population:
     """The population that fits the posteriors best, with its prior beliefs as pseudo-latents."""
-    by_theta, by_width = posterior.sum(axis=2), posterior.sum(axis=1)
+    by_theta = posterior.sum(axis=2)
     height = np.exp(-0.5 * ((thetas - now.centre) / now.spread) ** 2) / (now.spread * np.sqrt(2.0 * np.pi))
     member = (1.0 - STRAY) * height / ((1.0 - STRAY) * height + STRAY / (thetas[-1] - thetas[0]))
     weight = (by_theta * member).sum(axis=0)

@@ -1,8 +1,8 @@
 """Worlds with a known answer, to measure a calibrator against: simulated latents, or a table of measured ones.
 
-The simulated world is deliberately not the model that `pooled` fits: bimodal scores whose levels differ by latent and prompt,
-curves that are not logistic in log strength, effects of prompts, and a share of latents that never cross or
-turn round. A table gives the dose-response curves of a real model, measured densely.
+The simulated world is deliberately not the model that `pooled` fits: bimodal scores whose levels differ by latent,
+curves of which two thirds are not logistic in log strength, effects of prompts that differ between latents, and
+a share of latents that never cross or turn round. A table gives a real model's curves, measured densely.
 """
 
 from __future__ import annotations
