@@ -1,0 +1,58 @@
+"""Writing a run's trials to other formats. JSON Lines: one line per trial, sorted by (arm, key)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from countersteer.core.errors import InputError, nearest
+from countersteer.store.errors import one_line
+from countersteer.store.reading import RunReader
+from countersteer.store.rows import Trial
+
+FORMATS = ("jsonl",)
+
+
+def record(trial: Trial) -> dict[str, Any]:
+    """One exported trial: key, arm, latent, label, strength, prompt, seed, text, status, grade, receipt."""
+    plan = trial.plan
+    return {
+        "key": plan.key,
+        "arm": plan.arm,
+        "latent": plan.latent,
+        "label": plan.label,
+        "strength": plan.strength,
+        "prompt": plan.prompt,
+        "seed": plan.seed,
+        "text": trial.text,
+        "status": trial.status,
+        "grade": trial.grade,
+        "receipt": trial.receipt,
+    }
+
+
+def records(run: RunReader) -> Iterator[dict[str, Any]]:
+    """Every trial of a run as plain data, sorted by (arm, key), ties by the order of the plan."""
+    judge = run.judge
+    for arm in sorted(run.trial_counts()):
+        for plan in sorted(run.planned(arm), key=lambda p: (p.key, p.ordinal)):
+            yield record(run.trial(plan, judge=judge))
+
+
+def export(run: RunReader, out: str | os.PathLike[str], *, form: str = "jsonl") -> int:
+    """Write a run's trials to `out`, whole or not at all; returns how many. Raises InputError, StoreError."""
+    if form not in FORMATS:
+        raise InputError(f"unknown export format {form!r}{nearest(form, FORMATS)}; known: {', '.join(FORMATS)}")
+    target = Path(out)
+    temporary = target.with_name(target.name + ".part")
+    count = 0
+    with one_line(target, "write"), temporary.open("w", encoding="utf-8") as file:
+        for item in records(run):
+            file.write(json.dumps(item, ensure_ascii=False, allow_nan=False) + "\n")
+            count += 1
+    with one_line(target, "write"):
+        os.replace(temporary, target)
+    return count

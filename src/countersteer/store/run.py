@@ -1,0 +1,243 @@
+"""A run: the result of a study on disk, a folder with `study.toml` and `run.db`.
+
+Every result is one transaction, so a process killed at any moment loses at most what it was generating. Writing
+takes the folder's lock; reading does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+from array import array
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from countersteer.core.trial import Grade
+from countersteer.store import schema
+from countersteer.store.database import FILE, connect, transaction
+from countersteer.store.errors import RunRefusedError, one_line
+from countersteer.store.lock import FolderLock
+from countersteer.store.reading import RunReader
+from countersteer.store.rows import Answer, LatentRow, Planned, Reference, Resample, Response, response_key
+
+FORMAT = 1
+MAX_TEXT = 4_000_000
+"""Longest text stored, in characters; a longer response is recorded as an error."""
+MAX_REASON = 2_000
+
+
+class Run(RunReader):
+    """A run that can be read, and written when it was created or opened with `write=True`."""
+
+    def __init__(self, folder: Path, connection: sqlite3.Connection, lock: FolderLock | None) -> None:
+        super().__init__(folder, connection)
+        self._lock = lock
+
+    @classmethod
+    def exists(cls, folder: str | os.PathLike[str]) -> bool:
+        """Whether the folder holds a run already (a file left by a process killed before its header does not count)."""
+        path = Path(folder) / FILE
+        if not path.is_file() or path.stat().st_size == 0:
+            return False
+        connection = connect(path, write=False)
+        try:
+            with one_line(path, "open"):
+                return schema.version(connection) > 0
+        finally:
+            connection.close()
+
+    @classmethod
+    def create(cls, folder: str | os.PathLike[str], study: str, header: dict[str, Any]) -> Run:
+        """Make a new run in `folder` (made if missing) and hold its lock.
+
+        `study` is the resolved study, TOML. Raises RunRefusedError if the folder holds a run already, cannot be
+        written, or is in use.
+        """
+        where = Path(folder)
+        with one_line(where, "make the run folder"):
+            where.mkdir(parents=True, exist_ok=True)
+        run = cls._writer(where)
+        try:
+            if schema.version(run._db):
+                raise RunRefusedError(f"{where} holds a run already; open it, or choose another folder")
+            with one_line(where, "write study.toml in"):
+                _replace(where / "study.toml", study)
+            with transaction(run._db, run.path):
+                schema.migrate(run._db, run.path)
+                run._set("header", {"format": FORMAT, **header})
+                run._set("study", study)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str], *, write: bool = False, study: str | None = None) -> Run:
+        """Open a run. With `study` (resolved TOML), refuse a run of another study.
+
+        Raises RunRefusedError if there is no run, it is of a newer version, of another study, or (to write)
+        read-only or in use.
+        """
+        where = Path(folder)
+        if write:
+            if not (where / FILE).is_file():
+                raise RunRefusedError(f"{where} holds no run (no {FILE}); give the folder that `run --out` wrote")
+            run = cls._writer(where)
+        else:
+            run = cls(where, connect(where / FILE, write=False), None)
+        try:
+            with one_line(run.path, "open"):
+                found = schema.check(run._db, run.path)
+            if found == 0:
+                raise RunRefusedError(f"{where} holds no finished header; delete {FILE} there and run the study again")
+            if found < len(schema.MIGRATIONS):
+                if not write:
+                    raise RunRefusedError(f"{where} is of an older version; run its study again to bring it up to date")
+                with transaction(run._db, run.path):
+                    schema.migrate(run._db, run.path)
+            if study is not None and study != run.study:
+                raise RunRefusedError(
+                    f"{where} holds a run of another study ({_first_difference(run.study, study)});"
+                    " choose another folder with --out"
+                )
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    @classmethod
+    def _writer(cls, where: Path) -> Run:
+        lock = FolderLock(where)
+        try:
+            return cls(where, connect(where / FILE, write=True), lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    def close(self) -> None:
+        """Close the database and give the folder back. Safe to call twice."""
+        with contextlib.suppress(sqlite3.Error):  # a full disk: the log stays and the next opening replays it
+            self._db.close()
+        if self._lock:
+            self._lock.release()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _set(self, name: str, value: Any) -> None:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        self._db.execute(
+            "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value", (name, text)
+        )
+
+    def _many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        with transaction(self._db, self.path):
+            self._db.executemany(sql, rows)
+
+    def set_facts(self, **facts: Any) -> None:
+        """Record facts (JSON values) in one transaction."""
+        with transaction(self._db, self.path):
+            for name, value in facts.items():
+                self._set(name, value)
+
+    def note(self, text: str) -> None:
+        """Add a remark in words, once."""
+        notes = self.notes
+        if text not in notes:
+            self.set_facts(notes=[*notes, text])
+
+    def plan_references(self, references: Iterable[Reference]) -> None:
+        """Record the planned reference responses."""
+        self._many("INSERT INTO refs VALUES (?, ?, ?, ?)", ((r.ordinal, r.prompt, r.seed, r.key) for r in references))
+
+    def plan_latents(self, latents: Iterable[LatentRow]) -> None:
+        """Record the chosen latents."""
+        self._many("INSERT INTO latents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (_values(row) for row in latents))
+
+    def add_answer(self, answer: Answer) -> None:
+        """Record one calibration answer."""
+        with transaction(self._db, self.path):
+            self._db.execute("INSERT OR IGNORE INTO calibration VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", _values(answer))
+
+    def freeze_calibration(self, artefact: dict[str, Any] | None, latents: Iterable[LatentRow]) -> None:
+        """Record the calibration artefact and every latent's strength, at once. They never change afterwards."""
+        with transaction(self._db, self.path):
+            self._set("calibration", artefact)
+            self._set("calibrated", True)
+            self._db.executemany(
+                "UPDATE latents SET unit = ?, strength = ?, low = ?, high = ?, status = ? WHERE latent = ?",
+                ((r.unit, r.strength, r.low, r.high, r.status, r.latent) for r in latents),
+            )
+
+    def plan_trials(self, trials: Iterable[Planned], arms: dict[str, dict[str, Any]], base_arm: str) -> None:
+        """Record every planned trial and the arms they belong to, at once."""
+        with transaction(self._db, self.path):
+            marks = ", ".join("?" * 12)
+            self._db.executemany(f"INSERT INTO trials VALUES ({marks})", (_values(row) for row in trials))
+            self._set("arms", arms)
+            self._set("base_arm", base_arm)
+
+    def add_resamples(self, resamples: Iterable[Resample]) -> None:
+        """Record planned fresh first attempts; those already planned stay."""
+        self._many("INSERT OR IGNORE INTO resamples VALUES (?, ?, ?, ?, ?)", (_values(r) for r in resamples))
+
+    def add_response(self, response: Response) -> Response:
+        """Record what the engine gave for a key, and return it as recorded (a text beyond bounds is an error)."""
+        if len(response.text) > MAX_TEXT:
+            reason = f"the response has {len(response.text)} characters, more than {MAX_TEXT}"
+            response = Response(response.key, "error", prompt_tokens=response.prompt_tokens, reason=reason)
+        receipt = None if response.receipt is None else json.dumps(response.receipt, allow_nan=False)
+        reason_text = None if response.reason is None else response.reason[:MAX_REASON]
+        ids = array("i", response.token_ids).tobytes()
+        with transaction(self._db, self.path):
+            self._db.execute(
+                "INSERT OR IGNORE INTO completions VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    response.key,
+                    response.status,
+                    response.text,
+                    ids,
+                    response.prompt_tokens,
+                    response.finish,
+                    receipt,
+                    reason_text,
+                ),
+            )
+        return response
+
+    def add_grade(self, prompt: str, label: str | None, text: str, grade: Grade, *, judge: str) -> None:
+        """Record one judge's grade of one response."""
+        row = (
+            response_key(prompt, label, text),
+            judge,
+            grade.status,
+            json.dumps(grade.to_dict(), ensure_ascii=False, allow_nan=False),
+        )
+        with transaction(self._db, self.path):
+            self._db.execute("INSERT OR IGNORE INTO grades VALUES (?, ?, ?, ?)", row)
+
+
+def _values(row: Any) -> tuple[Any, ...]:
+    return tuple(vars(row).values())
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _first_difference(ours: str, theirs: str) -> str:
+    """The first line in which two resolved studies differ, in words."""
+    a, b = ours.splitlines(), theirs.splitlines()
+    for old, new in zip(a, b, strict=False):
+        if old != new:
+            return f"it has {old.strip()[:60]!r}, not {new.strip()[:60]!r}"
+    return "one has more settings than the other"
