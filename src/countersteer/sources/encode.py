@@ -30,7 +30,7 @@ def encode(sae: SAE, h: Tensor, *, chunk: int = 4096) -> Tensor:
     h = _residuals(sae, h, "the residuals")
     out = h.new_empty(h.shape[0], sae.d_sae)
     for start in range(0, sae.d_sae, chunk):
-        rows = sae.encoder_block(start, min(start + chunk, sae.d_sae))
+        rows = sae.encoder_block(start, min(start + chunk, sae.d_sae), wide=h.dtype == torch.float64)
         out[:, start : start + chunk] = _activate(_x(h, rows), rows)
     return out
 
@@ -53,7 +53,8 @@ def max_activations(
         h = torch.cat([piece for _, piece in batch.pieces])
         for start in range(0, sae.d_sae, chunk):
             stop = min(start + chunk, sae.d_sae)
-            best = _pool(sae.encoder_block(start, stop), h, [len(piece) for _, piece in batch.pieces])
+            rows = sae.encoder_block(start, stop, wide=h.dtype == torch.float64)
+            best = _pool(rows, h, [len(piece) for _, piece in batch.pieces])
             for (text, _), values in zip(batch.pieces, best, strict=True):
                 np.maximum(pooled[text][start:stop], values, out=pooled[text][start:stop])
         if progress:

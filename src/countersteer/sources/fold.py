@@ -39,7 +39,7 @@ def fold_encoder(file: TensorFile, config: SAEConfig, which: Sequence[int] | sli
         require_finite(values, file, name)
         return values
 
-    # h -> factor h - b_dec/factor': folding the factor into W_enc and b_dec leaves W_enc^T b_dec as it is
+    # an input factor multiplies W_enc and divides b_dec, so their product stays as it is in the file
     shift = np.zeros(columns.shape[1])
     if config.subtract_b_dec:
         b_dec = file.vector("b_dec").astype(np.float64)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from countersteer.core.errors import InputError, RefusedError
 from countersteer.core.fingerprint import fingerprint
 from countersteer.core.site import Site
-from countersteer.sources.fold import Rows, fold_encoder, require_finite, scaled
+from countersteer.sources.fold import Rows, fold_encoder, require_finite
 from countersteer.sources.labels import Label, find_labels
 from countersteer.sources.sae_config import CONFIG_NAME, READABLE, SAEConfig, read_config
 from countersteer.sources.tensorfile import Array, TensorFile
@@ -89,16 +89,20 @@ class SAE:
     def latents(self, indices: Iterable[int]) -> Latents:
         """Several latents in the order asked for; one pass over the encoder however many they are.
 
-        Rows are float32 (float64 for a float64 file), biases folded in float64. Raises InputError for an index out
-        of range or non-finite weights, RefusedError for a TopK SAE.
+        Rows are float32, exactly the file's values; float64 for a float64 file, and where a gated latent's e^r or an
+        input factor multiplies them. Biases are folded in float64. Raises InputError for an index out of range or
+        non-finite weights, RefusedError for a TopK SAE.
         """
         from countersteer.edits.vectors import Latent, Latents
 
         chosen = self._check(indices)
-        self._require_own_threshold("a latent's activation")
+        self._require_own_threshold()
         if not chosen:
             return Latents()
-        rows = fold_encoder(self.file, self.config, chosen, columns=self.file.columns("W_enc", chosen))
+        columns = self.file.columns("W_enc", chosen)
+        if self.architecture == "gated" or self.config.norm_factor != 1.0:
+            columns = columns.astype(np.float64)
+        rows = fold_encoder(self.file, self.config, chosen, columns=columns)
         write = self._decoder(chosen)
         return Latents(
             Latent(
@@ -163,16 +167,17 @@ class SAE:
         require_finite(out, self.file, "W_dec")
         return out / self.config.norm_factor
 
-    def encoder_block(self, start: int, stop: int) -> Rows:
-        """The encoder side of latents start to stop - 1. Raises InputError, RefusedError for TopK."""
-        self._require_own_threshold("the activations")
+    def encoder_block(self, start: int, stop: int, *, wide: bool = False) -> Rows:
+        """The encoder side of latents start to stop - 1, in float64 if `wide`. Raises InputError, RefusedError."""
+        self._require_own_threshold()
         block = self.file.column_block("W_enc", start, stop)
+        block = block.astype(np.float64) if wide else block
         return fold_encoder(self.file, self.config, slice(start, stop), columns=block)
 
     def _decoder(self, indices: Sequence[int]) -> Array:
         rows = self.file.rows("W_dec", indices)
         require_finite(rows, self.file, "W_dec")
-        return scaled(rows, 1.0 / self.config.norm_factor)
+        return rows if self.config.norm_factor == 1.0 else rows.astype(np.float64) / self.config.norm_factor
 
     def _check(self, indices: Iterable[int]) -> list[int]:
         if isinstance(indices, int) or not isinstance(indices, Iterable):
@@ -186,11 +191,11 @@ class SAE:
             chosen.append(int(index))
         return chosen
 
-    def _require_own_threshold(self, what: str) -> None:
+    def _require_own_threshold(self) -> None:
         if self.architecture == "topk":
             raise RefusedError(
-                f"{what} of the TopK SAE {self.folder}",
-                "whether it is active depends on all other latents of the token, so it cannot be read or clamped alone",
+                f"reading or clamping a latent of the TopK SAE {self.folder}",
+                "whether it is active depends on all other latents of the token",
                 "convert it to JumpReLU (one threshold per latent), or add a decoder row with sae.direction(i)",
             )
 
@@ -230,9 +235,8 @@ def _check_shapes(config: SAEConfig, file: TensorFile) -> None:
     shapes |= {name: (n,) for name in READABLE[config.architecture]}
     for name, shape in shapes.items():
         if (got := file.info(name).shape) != shape:
-            raise InputError(
-                f"{file.path}: {name} has shape {list(got)}, but {CONFIG_NAME} (d_in {d}, d_sae {n}) needs {list(shape)}"
-            )
+            need = f"{CONFIG_NAME} (d_in {d}, d_sae {n}) needs {list(shape)}"
+            raise InputError(f"{file.path}: {name} has shape {list(got)}, but {need}")
     extra = set(file.tensors) - set(shapes)
     if "scaling_factor" in extra and bool((file.vector("scaling_factor") == 1).all()):
         extra.remove("scaling_factor")  # older files carry a factor of ones that means nothing

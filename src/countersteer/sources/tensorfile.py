@@ -1,4 +1,4 @@
-"""A safetensors file on disk, read in parts: rows, columns and blocks of a matrix, never the whole of it.
+"""A safetensors file on disk, read and written in parts: rows, columns and blocks of a matrix, never the whole of it.
 
 An SAE keeps latent j in column j of a row-major matrix of gigabytes. A memory map would count every page it touches
 against the process (26 columns of a 65,536-wide matrix touch nearly all of them), so the bytes are read with plain
@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from countersteer.core.errors import InputError, nearest
 
 Array = NDArray[Any]
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-BUFFER = 4 << 20
+BUFFER = 1 << 20
 _HEADER_LIMIT = 100 << 20
 _PAGE = 4096
 _SEEK = 32 << 10  # a read at a new place costs about as much as this many bytes in sequence
@@ -168,6 +168,31 @@ class TensorFile:
             parts.append(part)
             got += len(part)
         return np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), dtype)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...], Iterable[Array]]]) -> None:
+    """Write a safetensors file from (dtype name, shape, blocks) per tensor, one block in memory at a time.
+
+    The blocks of a tensor, in order, are its bytes; bf16 as unsigned 16-bit words. Raises ValueError if they do not
+    fill the shape, OSError if the disk is full.
+    """
+    header: dict[str, Any] = {}
+    at = 0
+    for name, (dtype, shape, _) in tensors.items():
+        size = TensorInfo(name, dtype, shape, 0).nbytes
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, (dtype, _, blocks) in tensors.items():
+            start = file.tell()
+            for block in blocks:
+                file.write(np.ascontiguousarray(block, np.dtype(DTYPES[dtype])).data)
+            first, stop = header[name]["data_offsets"]
+            if file.tell() - start != stop - first:
+                raise ValueError(f"{name}: {file.tell() - start} bytes were given for {stop - first}")
 
 
 def widen(raw: Array, info: TensorInfo) -> Array:
