@@ -37,9 +37,9 @@ class SAE:
 
     folder: Path
     config: SAEConfig
-    file: TensorFile
+    file: TensorFile = field(repr=False)
     fingerprint: str
-    label_rows: dict[int, Label] = field(default_factory=dict)
+    label_rows: dict[int, Label] = field(default_factory=dict, repr=False)
 
     @property
     def site(self) -> Site:

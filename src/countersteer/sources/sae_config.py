@@ -63,8 +63,12 @@ class SAEConfig:
 
 def read_config(folder: Path) -> SAEConfig:
     """The configuration in `folder`. Raises InputError for a missing or malformed file, RefusedError as documented."""
+    return parse_config(_json(folder / CONFIG_NAME), folder)
+
+
+def parse_config(raw: Mapping[str, Any], folder: Path) -> SAEConfig:
+    """The configuration that `raw`, the content of a `cfg.json` in `folder`, stands for. Raises as `read_config`."""
     path = folder / CONFIG_NAME
-    raw = _json(path)
     metadata = raw.get("metadata")
     nested: dict[str, Any] = metadata if isinstance(metadata, dict) else {}
     rename = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"}
