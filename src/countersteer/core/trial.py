@@ -15,7 +15,7 @@ STATUSES = (OK, "error", "no-attempt", "unparsed", "no-op", "uncalibrated", "no-
 
 @dataclass(frozen=True)
 class Attempt:
-    """A stretch [start, end) of a response in characters; `score` 0-100 or None; `restart` the phrase that opened it."""
+    """A stretch [start, end) of a response in characters; `score` 0-100 or None; `restart` its opening phrase."""
 
     start: int
     end: int

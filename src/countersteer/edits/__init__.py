@@ -4,8 +4,8 @@ from countersteer.edits.apply import apply
 from countersteer.edits.bundle import load_bundle, save_bundle
 from countersteer.edits.edit import Edit, Gate, Intervention
 from countersteer.edits.methods import (
-    add,
     ablate,
+    add,
     clamp,
     contextual_add,
     fixed,

@@ -1,0 +1,1 @@
+"""The embedded engine: transformers decoders in this process, on CPU or one GPU."""

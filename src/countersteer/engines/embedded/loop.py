@@ -1,0 +1,268 @@
+"""The engine's own thread: continuous batching of requests with any interventions.
+
+Newcomers wait until some places are free, are prefilled together and then decode with everyone else. A finished
+request's place is filled by the last one (so that the active places stay 0..n-1). If a step fails, every waiter gets
+the cause and the loop goes on with an empty batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import torch
+
+from countersteer.core.errors import EngineError, NoOpError
+from countersteer.core.request import Chunk, Completion, Receipt
+from countersteer.edits.receipts import no_op
+from countersteer.edits.vectors import read_rows
+from countersteer.engines.embedded.batch import Batch
+from countersteer.engines.embedded.flight import Flight, Job
+from countersteer.engines.embedded.hooks import SteeringHooks
+from countersteer.engines.embedded.model import LoadedModel
+from countersteer.engines.embedded.sampling import choose
+
+log = logging.getLogger(__name__)
+PREFILL_WASTE = 1.5
+"""Newcomers are prefilled together while padding costs less than this factor."""
+
+
+class Loop:
+    """Owns the batch and steps it. All model work happens on its thread."""
+
+    def __init__(self, model: LoadedModel, hooks: SteeringHooks, batch: Batch, places: int, family: str) -> None:
+        self.model, self.hooks, self.batch, self.places, self.family = model, hooks, batch, places, family
+        self.inbox: queue.SimpleQueue[Flight | Job | None] = queue.SimpleQueue()
+        self.waiting: deque[Flight] = deque()
+        self.active: list[Flight] = []
+        self.free = list(range(places))
+        self.seen: torch.Tensor | None = None
+        self.ends = model.end_tokens
+        self.closed = False
+        self.failure: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, name="countersteer-engine", daemon=True)
+        self.thread.start()
+
+    def submit(self, item: Flight | Job) -> None:
+        """Hand work to the thread. Raises EngineError when the engine is closed or dead."""
+        if self.closed or not self.thread.is_alive():
+            raise EngineError("the engine is closed" if self.failure is None else "the engine died") from self.failure
+        self.inbox.put(item)
+
+    def close(self) -> None:
+        """Stop the thread; whatever is in flight ends with EngineError."""
+        if not self.closed:
+            self.closed = True
+            self.inbox.put(None)
+            if threading.current_thread() is not self.thread:
+                self.thread.join(timeout=60)
+
+    # Everything below runs on the engine's thread.
+
+    def _run(self) -> None:
+        try:
+            while self._take():
+                self._guard(self._step)
+        except BaseException as error:  # a dying thread must not leave anybody waiting
+            self.failure = error
+            log.exception("the engine's thread died")
+        finally:
+            self.closed = True
+            self._drop_all(self.failure or EngineError("the engine was closed"))
+
+    def _take(self) -> bool:
+        """Move new work in; block while there is nothing to do. False ends the thread."""
+        while True:
+            idle = not self.active and not self.waiting
+            try:
+                item = self.inbox.get(block=idle)
+            except queue.Empty:
+                return True
+            if item is None:
+                return False
+            if isinstance(item, Job):
+                self._job(item)
+            else:
+                self.waiting.append(item)
+
+    def _job(self, job: Job) -> None:
+        try:
+            job.future.set_result(job.work())
+        except BaseException as error:
+            job.future.set_exception(error)
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        """Run a step; a failure ends the requests in flight, not the engine."""
+        try:
+            work()
+        except Exception as error:
+            log.debug("a step failed", exc_info=True)
+            failed = EngineError(f"the engine failed while it worked: {' '.join(str(error).split())[:300]}")
+            failed.__cause__ = error
+            self._drop_all(failed)
+
+    def _drop_all(self, error: BaseException) -> None:
+        flights = [*self.active, *self.waiting]
+        self.active.clear()
+        self.waiting.clear()
+        while not self.inbox.empty():
+            item = self.inbox.get()
+            if isinstance(item, Job):
+                item.future.set_exception(error)
+            elif item is not None:
+                flights.append(item)
+        for flight in flights:
+            self._leave(flight)
+            flight.fail(error)
+
+    def _leave(self, flight: Flight) -> None:
+        """Free what a flight holds in the tables."""
+        if flight.slot >= 0:
+            self.hooks.release(flight.slot)
+            self.free.append(flight.slot)
+            flight.slot = -1
+
+    def _step(self) -> None:
+        for flight in [f for f in (*self.active, *self.waiting) if f.cancelled]:
+            self._end(flight)
+            flight.fail(EngineError("the request was cancelled"))
+        open_places = self.places - len(self.active)
+        # Few forwards for many newcomers: wait until an eighth of the places is free, unless nobody else waits.
+        if self.waiting and (open_places >= min(len(self.waiting), max(1, self.places // 8))):
+            self._admit(open_places)
+        if self.active:
+            self._decode()
+
+    def _admit(self, room: int) -> None:
+        """Prefill newcomers in groups of similar length."""
+        chosen = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
+        chosen.sort(key=lambda f: len(f.prompt))
+        groups: list[list[Flight]] = []
+        for flight in chosen:
+            # In the active list from here on: a failing step must find everybody.
+            place = len(self.active)
+            self.active.append(flight)
+            flight.slot = self.free.pop()
+            group = groups[-1] if groups else None
+            real = sum(len(f.prompt) for f in group or ()) + len(flight.prompt)
+            if group is None or len(flight.prompt) * (len(group) + 1) > PREFILL_WASTE * real:
+                groups.append([flight])
+            else:
+                group.append(flight)
+            assert self.active[place] is flight
+        for group in groups:
+            self._prefill(group)
+
+    def _prefill(self, group: list[Flight]) -> None:
+        places = [self.active.index(f) for f in group]
+        for flight in group:
+            self._install(flight)
+        logits = self.batch.prefill([f.prompt for f in group], places, [f.slot for f in group])
+        for flight, place in zip(group, places, strict=True):
+            self._mark(flight, place)
+        self._advance(group, logits)
+
+    def _install(self, flight: Flight) -> None:
+        intervention = flight.request.intervention
+        if intervention is not None:
+            if intervention.gate is not None:
+                flight.gated_off = not self._gate_opens(flight)
+                flight.notes.append(f"gate {'closed' if flight.gated_off else 'open'}")
+            if not flight.gated_off:
+                self.hooks.install(flight.slot, intervention.edits, len(flight.prompt))
+        if flight.request.readouts is not None:
+            self.hooks.read(flight.slot, read_rows(flight.request.readouts))
+
+    def _gate_opens(self, flight: Flight) -> bool:
+        """Evaluate a request-level gate in a pass of its own over the unsteered prompt."""
+        from countersteer.engines.embedded.forward import capture
+
+        gate = flight.request.intervention.gate
+        residuals = capture(self.model, [flight.prompt], [gate.site.layer])[0][0]
+        return bool(gate.opens(residuals))
+
+    def _mark(self, flight: Flight, place: int) -> None:
+        """Remember the prompt's tokens for the repetition penalty."""
+        if flight.request.sampling.repetition_penalty != 1 or self.seen is not None:
+            if self.seen is None:
+                shape = (self.places, self.model.vocab)
+                self.seen = torch.zeros(shape, dtype=torch.bool, device=self.model.device)
+            self.seen[place] = False
+            self.seen[place, torch.tensor(flight.prompt, device=self.model.device)] = True
+
+    def _decode(self) -> None:
+        flights = list(self.active)
+        logits = self.batch.decode(
+            [f.generated[-1] for f in flights], [f.position for f in flights], [f.slot for f in flights]
+        )
+        self._advance(flights, logits)
+
+    def _advance(self, flights: list[Flight], logits: torch.Tensor) -> None:
+        """Choose each flight's next token and end those that are done."""
+        places = [self.active.index(f) for f in flights] if len(flights) != len(self.active) else range(len(flights))
+        seen = None
+        if self.seen is not None:
+            rows = torch.tensor(list(places), device=self.seen.device)
+            seen = self.seen[rows]
+        tokens = choose(logits, [f.request.sampling for f in flights], [len(f.generated) for f in flights], seen)
+        if self.seen is not None:
+            self.seen[rows, torch.tensor(tokens, device=rows.device)] = True
+        done: list[tuple[Flight, str]] = []
+        for flight, token in zip(flights, tokens, strict=True):
+            flight.generated.append(token)
+            piece, over = "", token in self.ends
+            if flight.on_chunk is not None or flight.request.sampling.stop:
+                piece = "" if over else flight.text.push(token)
+                flight.emit(Chunk(piece, (token,)))
+            if over or flight.text.stopped:
+                done.append((flight, "stop"))
+            elif flight.finish:
+                done.append((flight, flight.finish))
+        for flight, reason in done:
+            self._complete(flight, reason)
+
+    def _complete(self, flight: Flight, reason: str) -> None:
+        for token in flight.generated if not flight.text.tokens else ():
+            if token not in self.ends:
+                flight.text.tokens.append(token)
+        rest = flight.text.finish()
+        if rest:
+            flight.emit(Chunk(rest))
+        read = len(flight.prompt) + len(flight.generated) - 1
+        notes = tuple(n for n in (*flight.notes, self.batch.note) if n)
+        layers = self.hooks.receipts(flight.slot, read)
+        values = self.hooks.collect(flight.slot)
+        completion = Completion(
+            text=flight.text.text,
+            tokens=tuple(flight.generated),
+            prompt_tokens=len(flight.prompt),
+            finish=reason,
+            receipt=Receipt(layers, self.family, notes),
+            readouts=None if values is None else values.numpy(),
+        )
+        self._end(flight)
+        problem = None
+        intervention = flight.request.intervention
+        if intervention is not None and not flight.gated_off:
+            problem = no_op(intervention, completion.receipt, prompt_tokens=len(flight.prompt), tokens=read)
+        if problem:
+            flight.fail(NoOpError(problem, completion))
+        else:
+            flight.succeed(completion)
+
+    def _end(self, flight: Flight) -> None:
+        """Take a flight out of the batch; the last active one moves into its place."""
+        if flight in self.waiting:
+            self.waiting.remove(flight)
+        elif flight in self.active:
+            place, last = self.active.index(flight), len(self.active) - 1
+            if place != last:
+                self.batch.move(last, place)
+                self.active[place] = self.active[last]
+                if self.seen is not None:
+                    self.seen[place] = self.seen[last]
+            self.active.pop()
+        self._leave(flight)

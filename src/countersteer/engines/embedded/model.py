@@ -1,0 +1,150 @@
+"""Loading a transformers decoder and proving that it can be steered.
+
+`load_model` accepts a folder, a Hugging Face id, or "organism" (the small shipped model, loaded like any other).
+Remote code is never run and only safetensors weights are read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from countersteer.core.errors import CountersteerError, InputError
+from countersteer.core.fingerprint import fingerprint
+from countersteer.engines.embedded.fingerprint import folder_fingerprint, module_fingerprint
+from countersteer.engines.embedded.layers import find_layers, text_config, verify_layers
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64, "float16": torch.float16}
+_SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp64": "float64", "fp16": "float16"}
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A verified decoder: the module, its layers, its tokenizer (None for models without one) and its identity."""
+
+    name: str
+    module: Any
+    layers: nn.ModuleList
+    tokenizer: Any
+    fingerprint: str
+    dtype: torch.dtype
+    device: torch.device
+    d_model: int
+    vocab: int
+    max_positions: int | None
+
+    @property
+    def dtype_name(self) -> str:
+        """Text form of the dtype, e.g. "float32"."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def template_hash(self) -> str | None:
+        """Hash of the chat template, None if there is none."""
+        template = getattr(self.tokenizer, "chat_template", None)
+        return fingerprint(template) if template else None
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Ids that end a response: the generation configuration's, and the tokenizer's."""
+        ids: set[int] = set()
+        for source in (getattr(self.module, "generation_config", None), self.tokenizer):
+            value = getattr(source, "eos_token_id", None)
+            ids |= set(value) if isinstance(value, list | tuple) else set() if value is None else {int(value)}
+        return frozenset(ids)
+
+
+def parse_dtype(name: str | None) -> torch.dtype:
+    """The torch dtype a name stands for; None is float32. Raises InputError."""
+    key = _SHORT.get(name or "float32", name or "float32")
+    if key not in DTYPES:
+        raise InputError(f"unknown dtype {name!r}; known: {', '.join(DTYPES)}")
+    return DTYPES[key]
+
+
+def parse_device(name: str | None) -> torch.device:
+    """The device a name stands for; None is the GPU if there is one. Raises InputError."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"unknown device {name!r}: use cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda was asked for, but no GPU is available: use cpu")
+    return device
+
+
+def attention_for(config: Any) -> str:
+    """Eager attention where logits are soft-capped (the fused kernels leave the cap out), sdpa elsewhere."""
+    return "eager" if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) else "sdpa"
+
+
+def load_model(name: str, *, dtype: str | None = None, device: str | None = None) -> LoadedModel:
+    """Load and verify a model by folder, Hugging Face id or "organism". Raises InputError or RefusedError."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import cached_file
+    from transformers.utils import logging as hf_logging
+
+    wanted, place, source = parse_dtype(dtype), parse_device(device), name
+    if name == "organism":
+        from countersteer import organism
+
+        source = str(organism.path())
+    elif name.startswith((".", "/", "~")) or Path(name).is_dir():
+        folder = Path(name).expanduser()
+        if not (folder / "config.json").is_file():
+            raise InputError(f"model folder {name} does not exist or has no config.json")
+        source = str(folder)
+    bar = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(source)
+        module = AutoModelForCausalLM.from_pretrained(
+            source, dtype=wanted, attn_implementation=attention_for(config), use_safetensors=True
+        )
+        folder = Path(source) if Path(source).is_dir() else Path(cached_file(source, "config.json")).parent
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError, KeyError, TypeError):
+            tokenizer = None
+        print_ = folder_fingerprint(folder)
+    except CountersteerError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"cannot load model {name!r}: {reason or type(error).__name__}") from error
+    finally:
+        if bar:
+            hf_logging.enable_progress_bar()
+    return verified(module.to(place), tokenizer, name=name, print_=print_)
+
+
+def verified(module: Any, tokenizer: Any, *, name: str = "in-memory", print_: str | None = None) -> LoadedModel:
+    """Wrap a model that is already in memory, after verifying its layers. Raises RefusedError or InputError."""
+    module.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    for key, value in module.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise InputError(f"model {name!r}: weight {key} holds NaN or infinite values")
+    config = text_config(module)
+    layers, width = find_layers(module), int(config.hidden_size)
+    verify_layers(module, layers, width)
+    first = next(module.parameters())
+    return LoadedModel(
+        name=name,
+        module=module,
+        layers=layers,
+        tokenizer=tokenizer,
+        fingerprint=print_ or module_fingerprint(module),
+        dtype=first.dtype,
+        device=first.device,
+        d_model=width,
+        vocab=int(config.vocab_size),
+        max_positions=getattr(config, "max_position_embeddings", None),
+    )

@@ -1,0 +1,76 @@
+"""Choosing the next token of every request in a batch, each by its own settings.
+
+In the order of transformers: repetition penalty, temperature, top-k, top-p. The draw inverts the cumulative
+distribution (float64, token order) at one uniform number that depends on (seed, position in the response) only, so
+the noise of a request is the same whatever shares its batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from countersteer.core.request import Sampling
+
+
+def uniform(seed: int, position: int) -> float:
+    """The uniform number in [0, 1) of a seed at a response position."""
+    digest = hashlib.blake2b(struct.pack("<qq", seed & (1 << 63) - 1, position), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+
+def penalise(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
+    """Repetition penalty: tokens seen [n, vocab] have positive logits divided and negative ones multiplied by it."""
+    factor = penalty[:, None]
+    return torch.where(seen, torch.where(logits > 0, logits / factor, logits * factor), logits)
+
+
+def choose(
+    logits: Tensor, settings: Sequence[Sampling], positions: Sequence[int], seen: Tensor | None = None
+) -> list[int]:
+    """The next token of each row of logits [n, vocab].
+
+    `positions` are response positions (0 for the first generated token); `seen` [n, vocab] marks tokens of prompt and
+    response, needed where a repetition penalty is set.
+    """
+    logits = logits.double()
+    if seen is not None and any(s.repetition_penalty != 1 for s in settings):
+        penalty = torch.tensor([s.repetition_penalty for s in settings], dtype=logits.dtype, device=logits.device)
+        logits = penalise(logits, seen, penalty)
+    best = logits.argmax(1)
+    rows = [i for i, s in enumerate(settings) if s.temperature > 0]
+    if rows:
+        picked = settings if len(rows) == len(settings) else [settings[i] for i in rows]
+        part = logits if len(rows) == len(settings) else logits[rows]
+        best[torch.tensor(rows, device=best.device)] = _draw(part, picked, [positions[i] for i in rows])
+    return best.tolist()
+
+
+def _draw(logits: Tensor, settings: Sequence[Sampling], positions: Sequence[int]) -> Tensor:
+    """Sampled tokens [n] of rows that all have a temperature."""
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=logits.dtype, device=logits.device)[:, None]
+
+    logits = logits / column([s.temperature for s in settings])
+    if any(0 < s.top_k < logits.shape[1] for s in settings):
+        largest = max(s.top_k for s in settings)
+        values = logits.topk(min(largest, logits.shape[1])).values
+        for i, s in enumerate(settings):
+            if 0 < s.top_k < logits.shape[1]:
+                logits[i] = logits[i].masked_fill(logits[i] < values[i, s.top_k - 1], -torch.inf)
+    probabilities = logits.softmax(1)
+    if any(s.top_p < 1 for s in settings):
+        ordered, index = probabilities.sort(1)
+        drop = ordered.cumsum(1) <= 1 - column([s.top_p for s in settings])
+        drop[:, -1] = False
+        drop &= column([float(s.top_p < 1) for s in settings]) > 0
+        probabilities = probabilities.masked_fill(torch.zeros_like(drop).scatter(1, index, drop), 0)
+    cumulative = probabilities.cumsum(1)
+    draws = column([uniform(s.seed, p) for s, p in zip(settings, positions, strict=True)])
+    token = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True)[:, 0]
+    return token.clamp_max(logits.shape[1] - 1)

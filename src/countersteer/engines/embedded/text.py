@@ -1,0 +1,108 @@
+"""From a request to token ids, and from token ids back to text as it grows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from countersteer.core.errors import InputError, RefusedError
+from countersteer.core.request import Request
+
+
+def encode_request(request: Request, tokenizer: Any) -> list[int]:
+    """Token ids of a request: chat template, assistant prefix, or plain text (`template` False).
+
+    Raises InputError when there is no tokenizer or template, or when the template drops the system prompt.
+    """
+    if request.tokens is not None:
+        return list(request.tokens)
+    if tokenizer is None:
+        raise InputError("this model has no tokenizer: send token ids instead of text")
+    if not request.template:
+        if request.messages is not None or request.system is not None:
+            raise InputError("messages and system prompts need the chat template: leave template on")
+        return _nonempty(tokenizer(f"{request.prompt}{request.prefix or ''}")["input_ids"])
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError("this model's tokenizer has no chat template: send the prompt with template=False")
+    messages = list(request.messages or ())
+    if request.prompt is not None:
+        messages = [{"role": "user", "content": request.prompt}]
+        if request.system is not None:
+            messages.insert(0, {"role": "system", "content": request.system})
+    try:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # Jinja raises whatever the template's author chose
+        raise InputError(f"the chat template cannot render these messages: {' '.join(str(error).split())}") from error
+    for message in messages:
+        if message.get("content", "").strip() not in text:
+            raise RefusedError(
+                f"a {message.get('role')} message",
+                "this model's chat template drops it",
+                "put its text into the user turn",
+            )
+    return _nonempty(tokenizer(text + (request.prefix or ""), add_special_tokens=False)["input_ids"])
+
+
+def _nonempty(ids: list[int]) -> list[int]:
+    if not ids:
+        raise InputError("the request has no tokens")
+    return list(ids)
+
+
+class TextStream:
+    """Decodes a growing list of tokens piece by piece and watches for stop strings.
+
+    A piece is held back while it ends in an incomplete character or could be the beginning of a stop string.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+        self.tokenizer, self.stop = tokenizer, tuple(stop)
+        self.tokens: list[int] = []
+        self.text = ""
+        self.sent = 0
+        self.stopped = False
+        self._from = self._to = 0
+
+    def push(self, token: int) -> str:
+        """Add a token; the text that is now certain and was not returned before."""
+        self.tokens.append(token)
+        if self.tokenizer is None:
+            return ""
+        known = self._decode(self.tokens[self._from : self._to])
+        now = self._decode(self.tokens[self._from :])
+        if len(now) > len(known) and not now.endswith("\ufffd"):
+            self.text += now[len(known) :]
+            self._from, self._to = self._to, len(self.tokens)
+            self._watch(len(now) - len(known))
+        hold = 0 if self.stopped else max((_overlap(self.text, s) for s in self.stop), default=0)
+        return self._send(len(self.text) - hold)
+
+    def finish(self) -> str:
+        """The rest of the text, once no more tokens come."""
+        if self.tokenizer is not None and not self.stopped:
+            known = self._decode(self.tokens[self._from : self._to])
+            rest = self._decode(self.tokens[self._from :])[len(known) :]
+            self.text += rest
+            self._watch(len(rest))
+        return self._send(len(self.text))
+
+    def _watch(self, added: int) -> None:
+        found = [i for s in self.stop if (i := self.text.find(s, max(0, len(self.text) - added - len(s) + 1))) >= 0]
+        if found:
+            self.text, self.stopped = self.text[: min(found)], True
+
+    def _send(self, upto: int) -> str:
+        piece = self.text[self.sent : upto]
+        self.sent = max(self.sent, upto)
+        return piece
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a proper beginning of `stop`."""
+    for n in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:n]):
+            return n
+    return 0
