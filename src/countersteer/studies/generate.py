@@ -1,0 +1,130 @@
+"""Generating and grading with bounds: many requests in flight, the judge in a thread beside them.
+
+Results depend on their key only, never on time or order, so a run that was killed goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from countersteer.core.errors import EngineError, NoOpError, StoreError
+from countersteer.core.request import Completion, Request, Sampling
+from countersteer.core.trial import Grade
+from countersteer.engines.base import Engine
+from countersteer.store import Response, Run
+
+T = TypeVar("T")
+_PROBE = Request(prompt="Hello", sampling=Sampling(max_tokens=1, temperature=0.0))
+
+
+async def bounded(items: Iterable[T], work: Callable[[T], Awaitable[None]], *, workers: int) -> None:
+    """Do `work` on every item, at most `workers` at a time, taking the next item only when there is room.
+
+    The first error stops everything and is raised.
+    """
+    source = iter(items)
+
+    async def worker() -> None:
+        for item in source:
+            await work(item)
+
+    tasks = [asyncio.ensure_future(worker()) for _ in range(workers)]
+    try:
+        for done in asyncio.as_completed(tasks):
+            await done
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Generator:
+    """Generates missing responses into a run, at most `in_flight` at once, and grades them in one thread."""
+
+    def __init__(self, engine: Engine, run: Run, *, in_flight: int) -> None:
+        self._engine = engine
+        self._run = run
+        self._room = asyncio.Semaphore(in_flight)
+        self._busy: dict[str, asyncio.Future[Response]] = {}
+        self._judge: Any = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
+        self._probing = asyncio.Lock()
+        self.workers = 2 * in_flight
+        """How many trials may be under way: those generating, and those waiting for the judge."""
+
+    def judged_by(self, judge: Any) -> None:
+        """Set the judge (its references are frozen by now)."""
+        self._judge = judge
+
+    def close(self) -> None:
+        """End the judge's thread."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    async def response(self, key: str, request: Callable[[], Request]) -> Response:
+        """The stored response of a key, generated and stored first if it is missing. One generation per key."""
+        stored = self._run.response(key)
+        if stored is not None:
+            return stored
+        if key in self._busy:
+            return await asyncio.shield(self._busy[key])
+        future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        self._busy[key] = future
+        try:
+            async with self._room:
+                response = self._run.add_response(await self.ask(key, request()))
+            future.set_result(response)
+            return response
+        except BaseException as error:
+            future.set_exception(error)
+            future.exception()  # it is raised below; whoever shares the key gets it as well
+            raise
+        finally:
+            del self._busy[key]
+
+    async def limited(self, key: str, request: Request) -> Response:
+        """A response that is not stored as a completion (calibration), within the bound."""
+        async with self._room:
+            return await self.ask(key, request)
+
+    async def ask(self, key: str, request: Request) -> Response:
+        """What the engine gives: a response, a no-op, or an error with its reason. A dead engine is raised."""
+        try:
+            return _ok(key, await self._engine.generate(request))
+        except NoOpError as error:
+            done = error.completion
+            return _ok(key, done, "no-op", str(error)) if done else Response(key, "no-op", reason=str(error))
+        except StoreError:
+            raise
+        except EngineError as error:
+            await self._check_alive()
+            return Response(key, "error", reason=str(error))
+        except Exception as error:
+            return Response(key, "error", reason=f"{type(error).__name__}: {error}")
+
+    async def _check_alive(self) -> None:
+        """Raise EngineError if the engine no longer answers at all: then nothing is recorded and a resume retries."""
+        async with self._probing:
+            await self._engine.generate(_PROBE)
+
+    async def grade(self, prompt: str, label: str | None, text: str) -> Grade:
+        """The judge's grade of one response, stored under the judge's key."""
+        stored = self._run.grade(prompt, label, text)
+        if stored is not None:
+            return Grade.from_dict(stored)
+        grade = await self.judge(prompt, label, text)
+        self._run.add_grade(prompt, label, text, grade, judge=self._judge.key)
+        return grade
+
+    async def judge(self, prompt: str, label: str | None, text: str) -> Grade:
+        """The judge's grade, not stored."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, lambda: self._judge.grade(prompt, text, label=label))
+
+
+def _ok(key: str, done: Completion, status: str = "ok", reason: str | None = None) -> Response:
+    return Response(
+        key, status, done.text, done.tokens, done.prompt_tokens, done.finish, done.receipt.to_dict(), reason
+    )

@@ -1,0 +1,137 @@
+"""The deterministic plan of a study: which trial runs in which arm, with which prompt, strength and seed.
+
+Every draw comes from the study's seed by name, so two runs of one study plan the same trials, and an arm replays the
+base arm's (latent, strength, prompt, seed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from countersteer.core.errors import InputError
+from countersteer.core.fingerprint import fingerprint, rng
+from countersteer.store.rows import LatentRow, Planned, Reference, Resample
+from countersteer.studies.arms import Arm
+from countersteer.studies.spec import Spec
+from countersteer.studies.steering import Steering, sampling_seed
+
+
+def check_prompts(spec: Spec, prompts: Sequence[str]) -> None:
+    """Raise InputError if there are fewer prompts than each latent draws."""
+    wanted = spec.settings.trials.per_latent
+    if wanted > len(prompts):
+        raise InputError(
+            f"[trials] per_latent = {wanted} but there are {len(prompts)} prompts; lower it or add prompts"
+        )
+
+
+def prompts_for(spec: Spec, latent: int, count: int) -> list[int]:
+    """Indices of the prompts a latent is tried on, drawn without replacement."""
+    order = rng(spec.settings.study.seed, "prompts", latent).permutation(count)
+    return [int(i) for i in order[: spec.settings.trials.per_latent]]
+
+
+def references(spec: Spec, prompts: Sequence[str], steering: Steering) -> Iterator[Reference]:
+    """The unsteered responses that the judge scores against."""
+    ordinal = 0
+    for prompt in prompts:
+        for number in range(spec.settings.judge.references):
+            seed = sampling_seed(spec.settings.study.seed, "reference", prompt, number)
+            yield Reference(ordinal, prompt, seed, steering.key(steering.plain(prompt, spec.sampling, seed)))
+            ordinal += 1
+
+
+def trials(spec: Spec, latents: Sequence[LatentRow], prompts: Sequence[str], steering: Steering) -> Iterator[Planned]:
+    """Every trial of every arm. A latent without a strength gives trials with the status "uncalibrated"."""
+    for arm in spec.arms:
+        ordinal = 0
+        for row in latents:
+            for index in prompts_for(spec, row.latent, len(prompts)):
+                yield _trial(spec, arm, ordinal, row, prompts[index], steering)
+                ordinal += 1
+
+
+def _trial(spec: Spec, arm: Arm, ordinal: int, row: LatentRow, prompt: str, steering: Steering) -> Planned:
+    seed = sampling_seed(spec.settings.study.seed, row.latent, prompt)
+    strength = arm.strength_for(row.strength)
+    missing = None if strength is not None else "uncalibrated"
+    plan = Planned(
+        arm.name,
+        ordinal,
+        "",
+        row.latent,
+        row.label,
+        strength,
+        prompt,
+        arm.user_turn(prompt, row.label),
+        arm.text("system", row.label),
+        arm.text("prefix", row.label),
+        seed,
+        missing,
+    )
+    if missing:
+        return replace(plan, key=fingerprint([missing, arm.name, row.latent, prompt, seed]))
+    return replace(plan, key=steering.key(steering.request(arm, plan)))
+
+
+def fresh(spec: Spec, arm: Arm, plan: Planned, steering: Steering) -> list[tuple[Resample, Planned]]:
+    """The fresh first attempts of a multi-attempt trial: the same trial under new seeds."""
+    draws = []
+    for draw in range(spec.settings.trials.resample):
+        seed = sampling_seed(spec.settings.study.seed, "resample", plan.latent, plan.prompt, draw)
+        again = replace(plan, seed=seed)
+        again = replace(again, key=steering.key(steering.request(arm, again)))
+        draws.append((Resample(plan.arm, plan.ordinal, draw, again.key, seed), again))
+    return draws
+
+
+def estimate(spec: Spec, prompts: int) -> dict[str, Any]:
+    """What a study costs before it starts: generations per stage and an upper bound of generated tokens.
+
+    Resamples are drawn for multi-attempt trials only; their number is the bound for a rate of 100%.
+    """
+    settings = spec.settings
+    latents = len(settings.latents.ids) if settings.latents.ids is not None else settings.latents.count
+    each = latents * settings.trials.per_latent
+    per_latent = calibration_size(spec)
+    stages = {
+        "references": prompts * settings.judge.references,
+        "calibration": per_latent * latents,
+        **{f"trials {arm.name}": each for arm in spec.arms},
+    }
+    steered = sum(arm.steered for arm in spec.arms)
+    stages["resamples (at most)"] = steered * each * settings.trials.resample
+    tokens = stages["references"] * settings.sampling.max_tokens
+    tokens += stages["calibration"] * calibration_tokens(spec)
+    tokens += sum(each * arm.sampling.max_tokens for arm in spec.arms)
+    tokens += sum(each * settings.trials.resample * arm.sampling.max_tokens for arm in spec.arms if arm.steered)
+    certain = sum(n for name, n in stages.items() if not name.startswith("resamples"))
+    return {
+        "latents": latents,
+        "prompts": prompts,
+        "per_latent": settings.trials.per_latent,
+        "trials_per_arm": each,
+        "arms": [arm.name for arm in spec.arms],
+        "generations": stages,
+        "generations_certain": certain,
+        "tokens_at_most": tokens,
+    }
+
+
+def calibration_tokens(spec: Spec) -> int:
+    """Tokens of a calibration response: the paper's 256 unless given, never more than the trials'."""
+    return spec.settings.calibration.max_tokens or min(256, spec.settings.sampling.max_tokens)
+
+
+def calibration_size(spec: Spec) -> int:
+    """Generations per latent that the calibration takes."""
+    if not spec.needs_calibration:
+        return 0
+    section = spec.settings.calibration
+    if section.method == "bisection":
+        return (section.rounds or 10) * (section.per_round or 5)
+    from countersteer.statistics.calibration.pooled import FIRST, ROUNDS
+
+    return FIRST + sum(ROUNDS)

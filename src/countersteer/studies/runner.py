@@ -1,0 +1,218 @@
+"""Running a study: references, latents, calibration, trials of every arm with their grades, fresh resamples.
+
+Each stage stores what it decides and is skipped when that is there, so running again resumes. Generation and grading
+overlap. What a trial gives depends on its key alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from countersteer.core.errors import StoreError
+from countersteer.core.trial import OK
+from countersteer.store import Planned, Run, RunRefusedError
+from countersteer.studies import measure, plan, selection
+from countersteer.studies.calibrate import calibrate
+from countersteer.studies.generate import Generator, bounded
+from countersteer.studies.progress import Observer, Silent
+from countersteer.studies.prompts import load_prompts
+from countersteer.studies.setup import Tools, adopt, layers, load_tools, open_run, writable
+from countersteer.studies.spec import Spec
+from countersteer.studies.steering import Steering
+
+IN_FLIGHT = 64
+
+
+def run_study(
+    spec: Spec,
+    out: str | Path,
+    *,
+    tools: Callable[[Spec], Tools] = load_tools,
+    observer: Observer | None = None,
+    in_flight: int = IN_FLIGHT,
+) -> Run:
+    """Run a study into the folder `out`, or resume it, and return the finished run, open for reading.
+
+    `tools` gives the engine and the SAE and is called only when there is work to do. Must not be called inside a
+    running event loop. Raises CountersteerError; on KeyboardInterrupt everything finished is kept.
+    """
+    finished = open_run(spec, out)
+    if finished is not None:
+        return finished
+    prompts = load_prompts(spec.settings.trials.prompts)
+    plan.check_prompts(spec, prompts)
+    observer = observer or Silent()
+    with writable(spec, out) as run:
+        began = time.monotonic()
+        before = run.fact("seconds", 0.0)
+        observer.stage("loading", None)
+        given = tools(spec)
+        try:
+            adopt(spec, run, given, prompts)
+            asyncio.run(_Study(spec, run, given, prompts, observer).go(in_flight))
+        finally:
+            if tools is load_tools:
+                given.engine.close()
+            with contextlib.suppress(StoreError):  # the error on its way says what went wrong
+                run.set_facts(seconds=before + time.monotonic() - began)
+    return Run.open(out)
+
+
+class _Study:
+    """The stages of one study over its open run."""
+
+    def __init__(self, spec: Spec, run: Run, tools: Tools, prompts: Sequence[str], observer: Observer) -> None:
+        self.spec, self.run, self.prompts, self.observer = spec, run, prompts, observer
+        self.engine, self.sae = tools.engine, tools.sae
+        self.layer, self.read_layer = layers(spec, self.sae)
+        self.steering = Steering(
+            self.sae,
+            layer=self.layer,
+            model=self.engine.model_fingerprint,
+            family=self.engine.family,
+            facts=self.engine.describe(),
+        )
+
+    async def go(self, in_flight: int) -> None:
+        """All stages in order."""
+        generator = Generator(self.engine, self.run, in_flight=in_flight)
+        try:
+            await self._references(generator)
+            await self._latents()
+            self.observer.stage("calibration", None)
+            await calibrate(
+                self.spec,
+                self.run,
+                self.prompts,
+                steering=self.steering,
+                generator=generator,
+                progress=self.observer.progress,
+            )
+            self._plan()
+            await self._trials(generator)
+            self.run.set_facts(finished=True)
+        finally:
+            generator.close()
+
+    async def _references(self, generator: Generator) -> None:
+        """Generate the unsteered responses, freeze them as the judge's reference set."""
+        planned = self.run.references()
+        if not planned:
+            planned = list(plan.references(self.spec, self.prompts, self.steering))
+            self.run.plan_references(planned)
+        texts: dict[int, str] = {}
+        self.observer.stage("references", len(planned))
+
+        async def one(reference: Any) -> None:
+            request = self.steering.plain(reference.prompt, self.spec.sampling, reference.seed)
+            response = await generator.response(reference.key, lambda: request)
+            if response.status == OK and response.text.strip():
+                texts[reference.ordinal] = response.text
+            self.observer.progress(len(texts), len(planned))
+
+        await bounded(planned, one, workers=generator.workers)
+        from countersteer.judging import OfflineJudge, ReferenceSet
+
+        by_prompt: dict[str, list[str]] = {prompt: [] for prompt in self.prompts}
+        for reference in planned:
+            if reference.ordinal in texts:
+                by_prompt[reference.prompt].append(texts[reference.ordinal])
+        references = ReferenceSet({prompt: given for prompt, given in by_prompt.items() if given})
+        judge = OfflineJudge(references)
+        known = {"name": judge.name, "key": judge.key, "references": references.digest}
+        before = self.run.fact("judge")
+        if before is None:
+            self.run.set_facts(judge=known)
+        elif before != known:
+            raise RunRefusedError(f"{self.run.folder} was graded by another version of its judge; start a new run")
+        generator.judged_by(judge)
+
+    async def _latents(self) -> None:
+        """Choose the latents, once, and read their rows."""
+        if not self.run.latents():
+            self.observer.stage("latents", None)
+            chosen = await self._choose()
+            indices = [row.latent for row in chosen.latents]
+            relative = self.spec.settings.calibration.units == "relative" and self.spec.needs_calibration
+            norm = await measure.median_norm(self.engine, self.prompts, layer=self.layer) if relative else None
+            units = measure.units(self.sae, indices, norm=norm)
+            self.run.plan_latents(replace(r, unit=u) for r, u in zip(chosen.latents, units, strict=True))
+            self.run.set_facts(median_norm=norm, steer_layer=self.layer, read_layer=self.read_layer)
+            for note in chosen.notes:
+                self.run.note(note)
+        self.steering.prepare([row.latent for row in self.run.latents()])
+
+    async def _choose(self) -> selection.Chosen:
+        section = self.spec.settings.latents
+        labels = self.sae.label_rows
+        if section.labels is not None:
+            from countersteer.sources.labels import load_labels
+
+            labels = load_labels(section.labels, count=self.sae.d_sae)
+        keep = None
+        if section.ids is None and section.relevance != "any":
+            if self.sae.architecture == "topk":
+                self.run.note("latents were not filtered by relevance: a TopK latent has no activation of its own")
+            else:
+                active = await measure.max_activations(self.engine, self.sae, self.prompts, layer=self.read_layer)
+                keep = selection.relevant(active, section.relevance)
+        return selection.choose(
+            section,
+            seed=self.spec.settings.study.seed,
+            total=self.sae.d_sae,
+            labels=labels,
+            keep=keep,
+            need_label=any(arm.uses_label for arm in self.spec.arms),
+        )
+
+    def _plan(self) -> None:
+        """Plan every trial, once."""
+        if self.run.arms():
+            return
+        missing = sum(row.status == "uncalibrated" for row in self.run.latents())
+        if missing:
+            self.run.note(
+                f"{missing} of {len(self.run.latents())} latents are uncalibrated; their trials are counted so"
+            )
+        trials = plan.trials(self.spec, self.run.latents(), self.prompts, self.steering)
+        self.run.plan_trials(trials, {arm.name: arm.describe() for arm in self.spec.arms}, self.spec.base)
+
+    async def _trials(self, generator: Generator) -> None:
+        """Generate and grade every planned trial, and the fresh draws of the multi-attempt ones."""
+        arms = {arm.name: arm for arm in self.spec.arms}
+        total = sum(self.run.trial_counts().values())
+        self.observer.stage("trials", total)
+        done = 0
+
+        async def one(planned: Planned) -> None:
+            nonlocal done
+            arm = arms[planned.arm]
+            scores = await self._trial(generator, arm, planned) if planned.planned_status is None else []
+            done += 1
+            self.observer.trial(planned.arm, scores)
+            self.observer.progress(done, total)
+            if len(scores) > 1 and arm.steered:
+                draws = plan.fresh(self.spec, arm, planned, self.steering)
+                self.run.add_resamples(resample for resample, _ in draws)
+                self.observer.extra(len(draws))
+                await asyncio.gather(*(self._trial(generator, arm, again) for _, again in draws))
+
+        def planned() -> Iterator[Planned]:
+            for arm in self.spec.arms:
+                yield from self.run.planned(arm.name)
+
+        await bounded(planned(), one, workers=generator.workers)
+
+    async def _trial(self, generator: Generator, arm: Any, planned: Planned) -> list[float]:
+        """One response and its grade, made where missing; the scores of its attempts, empty if it is not valid."""
+        response = await generator.response(planned.key, lambda: self.steering.request(arm, planned))
+        if response.status != OK:
+            return []
+        grade = await generator.grade(planned.prompt, planned.label, (planned.prefix or "") + response.text)
+        return [a.score for a in grade.attempts if a.score is not None] if grade.status == OK else []

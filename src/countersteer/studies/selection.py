@@ -1,0 +1,112 @@
+"""Which latents a study steers with: a seeded random order, filtered by label and by relevance.
+
+ESR paper, 1.4: candidates are drawn uniformly, abstract labels and latents that the prompts activate anyway are
+dropped. Walking a random order until enough have passed draws uniformly among those that pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from countersteer.core.errors import InputError
+from countersteer.core.fingerprint import rng
+from countersteer.store.rows import LatentRow
+from countersteer.studies.schema import LatentsSection
+
+CANDIDATES = 3
+"""Candidates are examined in lots of this many times the wanted number."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The latents in the order they were drawn, and remarks in words."""
+
+    latents: tuple[LatentRow, ...]
+    notes: tuple[str, ...]
+
+
+def relevant(active: NDArray[Any], rule: str) -> NDArray[np.bool_]:
+    """Which latents [d_sae] the relevance rule keeps, from the largest activation per prompt [prompts, d_sae].
+
+    "zero": inactive on every prompt token. "top100": among no prompt's 100 most active. "any": all.
+    """
+    keep = np.ones(active.shape[1], dtype=bool)
+    if rule == "zero":
+        keep &= ~(active > 0).any(axis=0)
+    elif rule == "top100":
+        top = min(100, active.shape[1])
+        for row in active:
+            order = np.argsort(-row, kind="stable")[:top]
+            keep[order[row[order] > 0]] = False
+    return keep
+
+
+def choose(
+    section: LatentsSection,
+    *,
+    seed: int,
+    total: int,
+    labels: Mapping[int, Any],
+    keep: NDArray[np.bool_] | None,
+    need_label: bool,
+) -> Chosen:
+    """The latents of a study. `labels`: by index, objects with text and concreteness; `keep`: relevant ones [total].
+
+    Raises InputError for an id out of range, or when none passes.
+    """
+    if section.ids is not None:
+        return _given(section.ids, total, labels, need_label)
+    notes: list[str] = []
+    rated = {i for i, label in labels.items() if label.concreteness is not None}
+    ask = section.concreteness > 0 and bool(rated)
+    if section.concreteness > 0 and not rated:
+        why = "the labels carry no concreteness" if labels else "there are no labels"
+        notes.append(f"latents were not filtered by concreteness: {why}")
+    if need_label and not labels:
+        raise InputError("an arm's text uses {label} but there are no labels; set [latents] labels to a labels file")
+    order = rng(seed, "latents").permutation(total)
+    kept: list[int] = []
+    dropped = {"abstract or unrated label": 0, "no label": 0, "active on the prompts": 0}
+    examined = 0
+    lot = CANDIDATES * section.count
+    for start in range(0, total, lot):
+        for index in map(int, order[start : start + lot]):
+            if len(kept) == section.count:
+                break
+            examined += 1
+            if need_label and index not in labels:
+                dropped["no label"] += 1
+            elif ask and (index not in rated or labels[index].concreteness < section.concreteness):
+                dropped["abstract or unrated label"] += 1
+            elif keep is not None and not keep[index]:
+                dropped["active on the prompts"] += 1
+            else:
+                kept.append(index)
+        if len(kept) == section.count:
+            break
+    why = ", ".join(f"{n} {reason}" for reason, n in dropped.items() if n)
+    notes.append(
+        f"latents: {len(kept)} of {section.count} wanted, {examined} of {total} examined ({why or 'all kept'})"
+    )
+    if not kept:
+        raise InputError(f"no latent passes the filters ({why}); lower [latents] concreteness or change relevance")
+    return Chosen(tuple(_row(rank, index, labels) for rank, index in enumerate(kept)), tuple(notes))
+
+
+def _given(ids: tuple[int, ...], total: int, labels: Mapping[int, Any], need_label: bool) -> Chosen:
+    for index in ids:
+        if index >= total:
+            raise InputError(f"[latents] ids names latent {index}, but the SAE has {total}; use 0 to {total - 1}")
+        if need_label and index not in labels:
+            raise InputError(f"an arm's text uses {{label}} but latent {index} has no label; drop it or label it")
+    return Chosen(tuple(_row(rank, index, labels) for rank, index in enumerate(ids)), ())
+
+
+def _row(rank: int, index: int, labels: Mapping[int, Any]) -> LatentRow:
+    label = labels.get(index)
+    return LatentRow(rank, index, None if label is None else label.text, None if label is None else label.concreteness)

@@ -1,0 +1,125 @@
+"""Before a study runs: the engine and the SAE it names, checked against each other and against its run.
+
+A run remembers what it was begun with. Going on with another model, SAE or prompt file is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from countersteer.core.errors import InputError
+from countersteer.core.fingerprint import fingerprint
+from countersteer.engines.base import Engine
+from countersteer.store import Run, RunRefusedError
+from countersteer.studies.header import header
+from countersteer.studies.prompts import load_prompts
+from countersteer.studies.spec import Spec
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a run works with. Whoever made the engine closes it."""
+
+    engine: Engine
+    sae: Any
+
+
+def load_tools(spec: Spec) -> Tools:
+    """The SAE and the engine that a study names. Raises InputError before the model is loaded where it can."""
+    import countersteer as cs
+
+    study, settings = spec.settings.study, spec.settings.engine
+    sae = cs.load_sae(study.sae)
+    check_latents(spec, sae)
+    engine = cs.load_engine(study.model, dtype=settings.dtype, device=settings.device)
+    return Tools(engine, sae)
+
+
+def open_run(spec: Spec, out: str | Path) -> Run | None:
+    """The run of this study in `out`, for reading, if it is finished; None if there is work to do.
+
+    Raises RunRefusedError for a run of another study, or of other prompts than the file holds now.
+    """
+    if not Run.exists(out):
+        return None
+    run = Run.open(out, study=spec.text)
+    try:
+        check_inputs(run, prompts=load_prompts(spec.settings.trials.prompts))
+        if run.finished:
+            return run
+    except BaseException:
+        run.close()
+        raise
+    run.close()
+    return None
+
+
+def writable(spec: Spec, out: str | Path) -> Run:
+    """The run in `out`, made if missing, open for writing. Raises RunRefusedError."""
+    if Run.exists(out):
+        return Run.open(out, write=True, study=spec.text)
+    return Run.create(out, spec.text, header(spec))
+
+
+def adopt(spec: Spec, run: Run, tools: Tools, prompts: Sequence[str]) -> None:
+    """Check model and SAE against each other, and against what the run was begun with."""
+    described = tools.engine.describe()
+    width = described.get("d_model")
+    if isinstance(width, int):
+        tools.sae.require_width(width, model=spec.settings.study.model)
+    check_layers(spec, tools.sae, described)
+    check_latents(spec, tools.sae)
+    inputs = {
+        "model": tools.engine.model_fingerprint,
+        "engine": tools.engine.family,
+        "dtype": described.get("dtype"),
+        "sae": tools.sae.fingerprint,
+        "prompts": fingerprint(list(prompts)),
+    }
+    if "inputs" in run.header:
+        check_inputs(run, **inputs)
+    else:
+        run.set_facts(header={**run.header, "inputs": inputs, "engine": described}, notes=list(spec.notes))
+
+
+def check_inputs(run: Run, **now: Any) -> None:
+    """Refuse to go on with other inputs than a run was begun with."""
+    if isinstance(now.get("prompts"), list):
+        now["prompts"] = fingerprint(now["prompts"])
+    then = run.header.get("inputs", {})
+    for name, value in now.items():
+        if name in then and then[name] != value:
+            raise RunRefusedError(
+                f"{run.folder} was begun with another {name} ({str(then[name])[:12]}, now {str(value)[:12]});"
+                " restore it, or choose another folder with --out"
+            )
+
+
+def check_latents(spec: Spec, sae: Any) -> None:
+    """Raise InputError unless the SAE has every latent that an arm clamps."""
+    for arm in spec.arms:
+        for index in arm.clamp:
+            if index >= sae.d_sae:
+                known = f"the SAE has {sae.d_sae}; use 0 to {sae.d_sae - 1}"
+                raise InputError(f"[arms.{arm.name}] clamp names latent {index}, but {known}")
+
+
+def layers(spec: Spec, sae: Any) -> tuple[int, int]:
+    """(steering layer, reading layer) of a study: the SAE's own unless given."""
+    study, own = spec.settings.study, int(sae.site.layer)
+    return (
+        own if study.steer_layer is None else study.steer_layer,
+        own if study.read_layer is None else study.read_layer,
+    )
+
+
+def check_layers(spec: Spec, sae: Any, described: Mapping[str, Any]) -> None:
+    """Raise InputError unless the model has every layer that the study reads or writes."""
+    count = described.get("layers")
+    wanted = {*layers(spec, sae), *(arm.layer for arm in spec.arms if arm.layer is not None)}
+    for layer in sorted(wanted):
+        if isinstance(count, int) and layer >= count:
+            raise InputError(f"layer {layer} is out of range: the model has {count} layers; use 0 to {count - 1}")

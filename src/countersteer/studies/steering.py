@@ -1,0 +1,99 @@
+"""From a planned trial to the request that an engine gets, and the key that identifies it.
+
+The key hashes everything that decides a response: model, dtype, template, texts, intervention (spans included),
+sampling with its seed, engine family. Caches and resuming use that key and nothing less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from countersteer.core.fingerprint import fingerprint, named_seed
+from countersteer.core.request import Request, Sampling
+from countersteer.store.rows import Planned
+from countersteer.studies.arms import Arm
+
+_CACHED = 2048
+
+
+def sampling_seed(seed: int, *names: Any) -> int:
+    """A sampling seed of 32 bits for a named draw."""
+    return named_seed(seed, "sampling", *names) % 2**32
+
+
+class Steering:
+    """Builds requests and their keys for one model, engine and SAE. Rows of the latents in use are kept."""
+
+    def __init__(self, sae: Any, *, layer: int, model: str, family: str, facts: Mapping[str, Any]) -> None:
+        """`layer`: the study's steering layer; `facts`: the engine's description (dtype, template, ...)."""
+        self.sae = sae
+        self.layer = layer
+        decisive = ("dtype", "quantisation", "adapter", "template")
+        self._fixed = {"model": model, "engine": family, **{name: facts.get(name) for name in decisive}}
+        self._latents: dict[int, Any] = {}
+        self._clamps: dict[tuple[int, ...], Any] = {}
+        self._interventions: dict[tuple[Any, ...], Any] = {}
+
+    def intervention(self, arm: Arm, latent: int, strength: float | None) -> Any:
+        """What steers a trial of `arm`: the latent's add and the arm's clamps, on the arm's span; None for none."""
+        key = (arm.span, arm.layer, arm.clamp, latent if strength else None, strength or 0.0)
+        if key not in self._interventions:
+            if len(self._interventions) >= _CACHED:
+                self._interventions.clear()
+            self._interventions[key] = self._build(arm, latent, strength)
+        return self._interventions[key]
+
+    def _build(self, arm: Arm, latent: int, strength: float | None) -> Any:
+        import countersteer as cs
+
+        layer = self.layer if arm.layer is None else arm.layer
+        parts = []
+        if strength:
+            parts.append(cs.add(self._latents[latent], strength, layer=layer))
+        if arm.clamp:
+            if arm.clamp not in self._clamps:
+                self._clamps[arm.clamp] = self.sae.latents(list(arm.clamp))
+            parts.append(cs.clamp(self._clamps[arm.clamp], 0.0, layer=layer))
+        if not parts:
+            return None
+        whole = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        return whole.span(arm.span)
+
+    def prepare(self, latents: Sequence[int]) -> None:
+        """Read the rows of the study's latents in one pass over the file. Raises InputError out of range.
+
+        A TopK latent can be added (its decoder row is a direction) but has no threshold of its own to read.
+        """
+        if self.sae.architecture == "topk":
+            self._latents.update((index, self.sae.direction(index)) for index in latents)
+        else:
+            self._latents.update(zip(latents, self.sae.latents(list(latents)), strict=True))
+
+    def request(self, arm: Arm, plan: Planned) -> Request:
+        """The request of a planned trial (or of a fresh draw of it, which differs in its seed)."""
+        return Request(
+            prompt=plan.user,
+            system=plan.system,
+            prefix=plan.prefix,
+            intervention=self.intervention(arm, plan.latent, plan.strength),
+            sampling=replace(arm.sampling, seed=plan.seed),
+        )
+
+    def key(self, request: Request) -> str:
+        """Hash of everything that decides the response to `request`."""
+        return fingerprint(
+            {
+                **self._fixed,
+                "prompt": request.prompt,
+                "system": request.system,
+                "prefix": request.prefix,
+                "intervention": None if request.intervention is None else request.intervention.fingerprint,
+                "sampling": asdict(request.sampling),
+            }
+        )
+
+    def plain(self, prompt: str, sampling: Sampling, seed: int) -> Request:
+        """An unsteered request."""
+        return Request(prompt=prompt, sampling=replace(sampling, seed=seed))
