@@ -1,4 +1,4 @@
-"""The embedded engine: a transformers decoder in this process, continuously batched, each request with its own edits."""
+"""The embedded engine: a transformers decoder in this process, continuously batched, every request steered apart."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def load_model(name: str, *, dtype: str | None = None, device: str | None = None
         module = AutoModelForCausalLM.from_pretrained(
             source, dtype=wanted, attn_implementation=attention_for(config), use_safetensors=True
         )
-        folder = Path(source) if Path(source).is_dir() else Path(cached_file(source, "config.json")).parent
+        folder = Path(source) if Path(source).is_dir() else Path(str(cached_file(source, "config.json"))).parent
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError, KeyError, TypeError):
@@ -121,7 +121,8 @@ def load_model(name: str, *, dtype: str | None = None, device: str | None = None
     finally:
         if bar:
             hf_logging.enable_progress_bar()
-    return verified(module.to(place), tokenizer, name=name, print_=print_)
+    module = module.to(place)  # type: ignore[arg-type]
+    return verified(module, tokenizer, name=name, print_=print_)
 
 
 def verified(module: Any, tokenizer: Any, *, name: str = "in-memory", print_: str | None = None) -> LoadedModel:

@@ -1,0 +1,219 @@
+"""`attach`: edits on a transformers model that the user already holds, for as long as a `with` block lasts.
+
+The hooks sit on the model's own modules, so `generate`, its caches, left padding, beams and plain forwards all work.
+Positions come from what the model is called with: a forward without a past starts new texts (its real tokens are the
+prompt), later forwards continue them. What cannot be placed is refused by name. Everything is taken off on exit.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from countersteer.core.errors import InputError, NoOpError, RefusedError
+from countersteer.core.request import LayerReceipt, Receipt
+from countersteer.edits.edit import Intervention
+from countersteer.edits.receipts import no_op
+from countersteer.engines.embedded.hooks import SteeringHooks
+from countersteer.engines.embedded.layers import find_layers, text_config, verify_layers
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """The receipts of one row of a batch that is over."""
+
+    layers: tuple[LayerReceipt, ...]
+    prompt_tokens: int
+    tokens: int
+
+
+class Attachment:
+    """The handle that `attach` gives: `receipt` sums up everything that ran inside the block."""
+
+    def __init__(self, model: nn.Module, intervention: Intervention) -> None:
+        if not isinstance(intervention, Intervention):
+            raise InputError(f"attach takes an intervention (cs.add, cs.clamp, ...), got {type(intervention).__name__}")
+        if intervention.gate is not None:
+            raise RefusedError(
+                "attaching an intervention with a request-level gate",
+                "the gate needs a pass over each prompt before generation starts",
+                "load_engine((model, tokenizer)) and engine.run([...])",
+            )
+        self.model, self.intervention = model, intervention
+        self.layers = find_layers(model)
+        self.d_model = int(text_config(model).hidden_size)
+        for edit in intervention.edits:
+            if edit.site.layer >= len(self.layers):
+                last = len(self.layers) - 1
+                raise InputError(f"edit {edit.method} is at layer {edit.site.layer}, the model has layers 0..{last}")
+            if edit.d_model != self.d_model:
+                raise InputError(f"edit {edit.method} is {edit.d_model} wide, the model is {self.d_model} wide")
+        self.hooks: SteeringHooks | None = None
+        self.handles: list[Any] = []
+        self.finished: list[_Finished] = []
+        self.prompts: list[int] = []
+        self.read: list[int] = []
+
+    def __enter__(self) -> Attachment:
+        if self.handles:
+            raise InputError("this attachment is already in use: call attach again for another block")
+        training = self.model.training
+        self.model.eval()
+        try:
+            verify_layers(self.model, self.layers, self.d_model)
+        finally:
+            self.model.train(training)
+        signature = inspect.signature(self.model.forward)
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._place(signature.bind_partial(*args, **kwargs).arguments)
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            if self.hooks is not None:
+                self.hooks.slot = self.hooks.position = None
+
+        self.handles = [
+            self.model.register_forward_pre_hook(before, with_kwargs=True),
+            self.model.register_forward_hook(after, always_call=True),
+        ]
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+        self._finish()
+        if kind is None:
+            for row in self.finished:
+                receipt = Receipt(row.layers)
+                why = no_op(self.intervention, receipt, prompt_tokens=row.prompt_tokens, tokens=row.tokens)
+                if why:
+                    raise NoOpError(why)
+
+    @property
+    def receipt(self) -> Receipt:
+        """One entry per edited layer over all rows and forwards so far (beams that were dropped included)."""
+        rows = [*self.finished, *self._current()]
+        merged = [_merge([r.layers[i] for r in rows]) for i in range(len(rows[0].layers))] if rows else []
+        return Receipt(tuple(merged), "attached", (f"{len(rows)} rows",))
+
+    def _place(self, given: dict[str, Any]) -> None:
+        """Before a forward: say which token is at which position of which row."""
+        ids = given.get("input_ids")
+        source = ids if ids is not None else given.get("inputs_embeds")
+        if source is None:
+            raise InputError("a steered forward needs input_ids or inputs_embeds")
+        rows, tokens = source.shape[:2]
+        mask = given.get("attention_mask")
+        past = given.get("past_key_values")
+        seen = int(past.get_seq_length()) if past is not None and hasattr(past, "get_seq_length") else 0
+        if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
+            if isinstance(mask, dict) or mask.ndim == 4:
+                mask = None if self._unpadded(given) else mask
+            if mask is not None:
+                raise RefusedError(
+                    "a steered forward with a ready-made 4D attention mask",
+                    "the padding of its rows cannot be read from it",
+                    "a 2D attention mask, or dynamic caches in generate",
+                )
+        device = source.device
+        if mask is None:
+            mask = torch.ones(rows, seen + tokens, dtype=torch.long, device=device)
+        if mask.shape[1] < seen + tokens:
+            raise InputError(f"the attention mask covers {mask.shape[1]} of {seen + tokens} positions")
+        real = mask[:, : seen + tokens].to(device).long()
+        position = (real.cumsum(1) - 1)[:, seen:]
+        inside = real[:, seen:] > 0
+        if seen == 0:
+            self._finish()
+            self._start(rows, real.sum(1).tolist())
+        elif self.hooks is None or rows != len(self.prompts):
+            raise RefusedError(
+                "a steered forward that continues a cache made outside the block",
+                "the length of its prompt is unknown",
+                "start the text inside the block",
+            )
+        elif tokens > 1:
+            raise RefusedError(
+                "a steered forward that adds several tokens to a cache",
+                "chunked prefill and assisted decoding hide which tokens belong to the prompt",
+                "generate without prefill_chunk_size or an assistant model",
+            )
+        assert self.hooks is not None
+        owner = torch.arange(rows, device=device)[:, None].expand(-1, tokens)
+        self.hooks.slot = torch.where(inside, owner, -1).reshape(-1)
+        self.hooks.position = position.clamp_min(0).reshape(-1)
+        self.read = [n + k for n, k in zip(self.read, inside.sum(1).tolist(), strict=True)]
+
+    @staticmethod
+    def _unpadded(given: dict[str, Any]) -> bool:
+        """Whether explicit position ids say that no row is padded."""
+        position = given.get("position_ids")
+        if position is None:
+            return False
+        steps = torch.arange(position.shape[-1], device=position.device)
+        return bool((position == position[:1, :1] + steps).all())
+
+    def _start(self, rows: int, prompts: list[int]) -> None:
+        dtype = next(self.layers[0].parameters()).dtype
+        self.hooks = SteeringHooks(self.layers, rows, self.d_model, dtype)
+        self.prompts, self.read = prompts, [0] * rows
+        for row, length in enumerate(prompts):
+            self.hooks.install(row, self.intervention.edits, length)
+
+    def _current(self) -> list[_Finished]:
+        if self.hooks is None:
+            return []
+        return [
+            _Finished(self.hooks.receipts(row, read), prompt, read)
+            for row, (prompt, read) in enumerate(zip(self.prompts, self.read, strict=True))
+        ]
+
+    def _finish(self) -> None:
+        """Close the batch that is under way and take its hooks off."""
+        self.finished += self._current()
+        if self.hooks is not None:
+            self.hooks.close()
+            self.hooks = None
+
+
+def attach(model: Any, intervention: Intervention) -> Attachment:
+    """Edits on a transformers model within a `with` block: `with attach(model, steer) as handle: model.generate(...)`.
+
+    The model's layers are verified on entry. On exit every hook is removed, whatever happened, and an intervention that
+    changed nothing where it had to raises NoOpError. Raises InputError and RefusedError before anything is generated.
+    """
+    return Attachment(model, intervention)
+
+
+def _merge(parts: list[LayerReceipt]) -> LayerReceipt:
+    """One receipt for several rows; means are weighted by the tokens seen."""
+
+    def weigh(values: list[tuple[float, int]]) -> float | None:
+        total = sum(n for _, n in values)
+        return sum(v * n for v, n in values) / total if total else None
+
+    known = [(p.mean_relative, p.tokens_seen) for p in parts if p.mean_relative is not None]
+    peaks = [p.max_relative for p in parts if p.max_relative is not None]
+    missed = [p.missed_target for p in parts if p.missed_target is not None]
+    read = [p for p in parts if p.before]
+
+    def columns(name: str) -> tuple[float, ...]:
+        width = len(getattr(read[0], name)) if read else 0
+        return tuple(weigh([(getattr(p, name)[i], p.tokens_seen) for p in read]) or 0.0 for i in range(width))
+
+    return LayerReceipt(
+        site=parts[0].site,
+        tokens_seen=sum(p.tokens_seen for p in parts),
+        tokens_changed=sum(p.tokens_changed for p in parts),
+        mean_relative=weigh(known),
+        max_relative=max(peaks, default=None),
+        before=columns("before"),
+        after=columns("after"),
+        missed_target=max(missed, default=None),
+        conditional=parts[0].conditional,
+    )
