@@ -47,14 +47,17 @@ def max_activations(
     if chunk < 1:
         raise InputError(f"chunk must be a whole number >= 1, got {chunk!r}")
     pooled: list[NDArray[np.float32]] = []
+    tile = torch.empty(0)  # one buffer for every x, or freed ones pile up between the larger allocations
     for batch in _batches(sae, residuals, skip_first):
         while len(pooled) <= batch.pieces[-1][0]:
             pooled.append(np.zeros(sae.d_sae, np.float32))
         h = torch.cat([piece for _, piece in batch.pieces])
+        if tile.dtype != h.dtype or tile.device != h.device or not len(tile):
+            tile = torch.empty(max(TILE_BYTES // h.element_size(), chunk), dtype=h.dtype, device=h.device)
         for start in range(0, sae.d_sae, chunk):
             stop = min(start + chunk, sae.d_sae)
             rows = sae.encoder_block(start, stop, wide=h.dtype == torch.float64)
-            best = _pool(rows, h, [len(piece) for _, piece in batch.pieces])
+            best = _pool(rows, h, [len(piece) for _, piece in batch.pieces], tile=tile)
             for (text, _), values in zip(batch.pieces, best, strict=True):
                 np.maximum(pooled[text][start:stop], values, out=pooled[text][start:stop])
         if progress:
@@ -92,14 +95,15 @@ def _batches(sae: SAE, residuals: Iterable[Tensor], skip_first: bool) -> Iterato
         yield batch
 
 
-def _pool(rows: Rows, h: Tensor, lengths: list[int]) -> NDArray[np.float32]:
-    """The largest activation of a block of latents in each stretch of h, [stretches, latents]."""
+def _pool(rows: Rows, h: Tensor, lengths: list[int], *, tile: Tensor) -> NDArray[np.float32]:
+    """The largest activation of a block of latents in each stretch of h, [stretches, latents]; x goes to `tile`."""
     read, bias = _on(rows, h)
     best = torch.full((len(lengths), len(bias)), -torch.inf, dtype=h.dtype, device=h.device)
     ends = np.cumsum(lengths)
-    tile = max(1, TILE_BYTES // (h.element_size() * len(bias)))
-    for start in range(0, len(h), tile):
-        x = h[start : start + tile] @ read
+    step = len(tile) // len(bias)
+    for start in range(0, len(h), step):
+        part = h[start : start + step]
+        x = torch.mm(part, read, out=tile[: len(part) * len(bias)].view(len(part), len(bias)))
         for which in range(int(np.searchsorted(ends, start, "right")), len(lengths)):
             first, stop = int(ends[which]) - lengths[which] - start, int(ends[which]) - start
             if first >= len(x):
