@@ -68,7 +68,7 @@ class ScriptedEngine:
 
     def describe(self) -> dict[str, Any]:
         """Plain facts for a run's header."""
-        facts = {"engine": self.family, "model": self._name, "dtype": "none", "device": "none", "template": None}
+        facts = {"engine": self.family, "model": self._name, "dtype": "none", "device": "none", "template_hash": None}
         return {**facts, "layers": self._shape.layers, "d_model": self._shape.d_model}
 
     def _answer(self, request: Request) -> Completion:

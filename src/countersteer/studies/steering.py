@@ -30,7 +30,7 @@ class Steering:
         """`layer`: the study's steering layer; `facts`: the engine's description (dtype, template, ...)."""
         self.sae = sae
         self.layer = layer
-        decisive = ("dtype", "quantisation", "adapter", "template")
+        decisive = ("dtype", "quantisation", "adapter", "template_hash")
         self._fixed = {"model": model, "engine": family, **{name: facts.get(name) for name in decisive}}
         self._latents: dict[int, Any] = {}
         self._clamps: dict[tuple[int, ...], Any] = {}

@@ -1,0 +1,77 @@
+"""`report`, `export` and `grade`: what is read from a run, and grading of responses from elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from countersteer.cli.output import Json, emit, say
+
+if TYPE_CHECKING:
+    from countersteer.store import Run
+
+Folder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+
+
+def show(run: Run, *, as_json: bool, html: bool = True) -> None:
+    """Print a run's result; write its report.html beside it (a folder that cannot be written is only said)."""
+    from countersteer.report import html as page
+    from countersteer.report import summary, terminal
+
+    result = summary.summarise(run)
+    if html:
+        target = run.folder / "report.html"
+        try:
+            page.write(run, result, target)
+            say(f"report: {target}")
+        except OSError as error:
+            say(f"report.html was not written: {error.strerror or error}")
+    emit(result, as_json=as_json, text="" if as_json else terminal.render(result))
+
+
+def report(run: Folder, as_json: Json = False) -> None:
+    """Print a run's result and write its report.html, finished or not.
+
+    Example: countersteer report runs/demo
+    """
+    from countersteer.store import Run
+
+    with Run.open(run) as opened:
+        show(opened, as_json=as_json)
+
+
+def export(
+    run: Folder,
+    out: Annotated[Path, typer.Option("--out", help="File to write.")],
+    form: Annotated[str, typer.Option("--format", help="jsonl")] = "jsonl",
+    as_json: Json = False,
+) -> None:
+    """Write a run's trials to a file, one line per trial, sorted by arm and key.
+
+    Example: countersteer export runs/demo --format jsonl --out demo.jsonl
+    """
+    from countersteer.store import Run
+    from countersteer.store import export as write
+
+    with Run.open(run) as opened:
+        count = write(opened, out, form=form)
+    emit({"out": str(out), "format": form, "trials": count}, as_json=as_json, text=f"{count} trials written to {out}")
+
+
+def grade(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help='JSON Lines with "prompt" and "response".')],
+    out: Annotated[Path, typer.Option("--out", help="File to write.")],
+    judge: Annotated[str, typer.Option("--judge", help="offline")] = "offline",
+    as_json: Json = False,
+) -> None:
+    """Split responses into attempts and score each, line by line.
+
+    Example: countersteer grade responses.jsonl --judge offline --out graded.jsonl
+    """
+    from countersteer.judging.grade_file import grade_file
+
+    result = grade_file(file, out, judge=judge)
+    lines = "\n".join(f"{name}: {value}" for name, value in result.items())
+    emit({"out": str(out), **result}, as_json=as_json, text=lines)

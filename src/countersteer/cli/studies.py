@@ -1,0 +1,112 @@
+"""`demo`, `plan` and `run`: a study file in, a run on disk and its result out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from countersteer.cli.output import Json, emit, say, table
+
+if TYPE_CHECKING:
+    from countersteer.studies.spec import Spec
+
+Study = Annotated[str, typer.Argument(metavar="STUDY", help="A study file (TOML), or preset:NAME.")]
+
+
+Out = Annotated[Path, typer.Option("--out", help="Folder of the run; running again resumes it.")]
+
+
+def demo(out: Out = Path("runs/demo"), as_json: Json = False) -> None:
+    """Run a complete study on the shipped organism, offline.
+
+    Calibrates, steers, judges, counts and reports. The organism is a test animal, not evidence about real models.
+
+    Example: countersteer demo --out runs/demo
+    """
+    _run("preset:demo", out, as_json=as_json)
+
+
+def run(
+    study: Study,
+    out: Out,
+    in_flight: Annotated[int, typer.Option("--in-flight", min=1, max=4096, help="Requests in flight at once.")] = 64,
+    as_json: Json = False,
+) -> None:
+    """Run a study into a folder, or go on with it where it stopped.
+
+    Example: countersteer run study.toml --out runs/first
+    """
+    _run(study, out, as_json=as_json, in_flight=in_flight)
+
+
+def _run(study: str, out: Path, *, as_json: bool, in_flight: int = 64) -> None:
+    from countersteer.cli.progress import watch
+    from countersteer.cli.results import show
+    from countersteer.studies import runner, setup, spec
+
+    loaded = spec.load(study)
+    finished = setup.open_run(loaded, out)
+    if finished is None:
+        with watch(loaded.base) as observer:
+            finished = runner.run_study(loaded, out, observer=observer, in_flight=in_flight)
+    else:
+        say(f"{out} is finished; this is its result")
+    with finished:
+        show(finished, as_json=as_json)
+
+
+def plan(study: Study, as_json: Json = False) -> None:
+    """Say what a study will take, and the smallest effect it can detect, before it runs.
+
+    Example: countersteer plan preset:demo
+    """
+    from countersteer.studies import plan as planning
+    from countersteer.studies import spec
+    from countersteer.studies.prompts import load_prompts
+
+    loaded = spec.load(study)
+    prompts = load_prompts(loaded.settings.trials.prompts)
+    planning.check_prompts(loaded, prompts)
+    cost = planning.estimate(loaded, len(prompts))
+    power = [_detectable(loaded, cost, rate) for rate in (0.01, 0.05, 0.2)] if cost["latents"] > 1 else []
+    data = {"study": loaded.name, **cost, "detectable": power, "notes": list(loaded.notes), "resolved": loaded.text}
+    emit(data, as_json=as_json, text=_plan_text(loaded, data))
+
+
+def _detectable(loaded: Spec, cost: dict[str, Any], base_rate: float) -> dict[str, Any]:
+    """The smallest change of a rate that the study's paired design detects (two-sided 5%, power 80%)."""
+    from countersteer.statistics import Design, detectable
+
+    found = detectable(Design(cost["latents"], cost["per_latent"], base_rate))
+    return {
+        "base_rate": base_rate,
+        "rise": found.rise,
+        "rise_ratio": found.rise_ratio,
+        "fall": found.fall,
+        "fall_ratio": found.fall_ratio,
+    }
+
+
+def _plan_text(loaded: Spec, data: dict[str, Any]) -> str:
+    stages = [(name, f"{count:,}") for name, count in data["generations"].items()]
+    lines = [
+        f"{loaded.name}: {data['latents']} latents x {data['per_latent']} prompts (of {data['prompts']})"
+        f" = {data['trials_per_arm']} trials in each of {len(data['arms'])} arms; contrasts against {loaded.base}",
+        "generations",
+        table([*stages, ("certain", f"{data['generations_certain']:,}")]),
+        f"generated tokens, at most: {data['tokens_at_most']:,}",
+    ]
+    if data["detectable"]:
+        lines.append("smallest change of a rate against base that is detected (two-sided 5%, power 80%)")
+        lines.append(table([(f"from {100 * d['base_rate']:g}%", _change(d)) for d in data["detectable"]]))
+    return "\n".join(lines + [f"note: {note}" for note in data["notes"]])
+
+
+def _change(found: dict[str, Any]) -> str:
+    def side(name: str, sign: str) -> str:
+        change = found[name]
+        return "none" if change is None else f"{sign}{100 * abs(change):.1f} points"
+
+    return f"rise {side('rise', '+')}, fall {side('fall', '-')}"
