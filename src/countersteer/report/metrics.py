@@ -1,0 +1,142 @@
+"""The metrics of an arm with their intervals (ESR paper, definitions of section "metrics").
+
+Over valid trials: mean first-attempt score; multi-attempt rate; ESR rate (more than one attempt, the last strictly
+above the first). Over multi-attempt trials: improvement rate, its resample baseline, recovery (improvement minus that
+baseline), mean improvement. A metric with an empty denominator is None, with the reason in `missing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from countersteer.report.outcomes import Outcome
+from countersteer.statistics import Rate, Retry, design_effect, mean, rate, resample_baseline, wilson
+
+RATES = ("multi_attempt", "improvement", "esr")
+METRICS = ("first_attempt", "multi_attempt", "improvement", "esr")
+"""The metrics that arms are contrasted on."""
+Generators = Callable[..., np.random.Generator]
+
+
+def values(metric: str, outcomes: Sequence[Outcome]) -> list[float | None]:
+    """A metric's value per trial, [n]; None outside the metric's denominator. 0/1 for rates, 0-100 for scores."""
+    return [_value(metric, outcome) for outcome in outcomes]
+
+
+def _value(metric: str, outcome: Outcome) -> float | None:
+    if not outcome.valid or (metric in ("improvement", "mean_improvement") and not outcome.multi):
+        return None
+    match metric:
+        case "first_attempt":
+            return outcome.scores[0]
+        case "multi_attempt":
+            return float(outcome.multi)
+        case "improvement" | "esr":
+            return float(outcome.improved)
+        case "mean_improvement":
+            return outcome.scores[-1] - outcome.scores[0]
+    raise ValueError(f"unknown metric {metric!r}")
+
+
+def zero_event_effects(arms: Mapping[str, Sequence[Outcome]]) -> dict[str, float]:
+    """Per rate, the design effect of the arm with the most events: it serves the arms that have none."""
+    found = {}
+    for metric in RATES:
+        best, most = 1.0, 0.0
+        for outcomes in arms.values():
+            events = values(metric, outcomes)
+            total = sum(event for event in events if event is not None)
+            if total > most:
+                best, most = design_effect(events, [o.latent for o in outcomes]), total
+        found[metric] = best
+    return found
+
+
+def measure(outcomes: Sequence[Outcome], *, effects: Mapping[str, float], rng: Generators) -> dict[str, Any]:
+    """Every metric of one arm as {"value", "interval", "interval_new_prompts", "wilson", "n"}, or None.
+
+    `effects` as `zero_event_effects` gives; `rng(name)` a generator per name. `missing` says why a metric is None;
+    `resamples` how the baseline was counted (ties, draws without a score).
+    """
+    latents, prompts = [o.latent for o in outcomes], [o.prompt for o in outcomes]
+    found: dict[str, Any] = {}
+    for metric in ("first_attempt", "mean_improvement"):
+        found[metric] = mean(values(metric, outcomes), latents, prompts, rng(metric)).as_dict()
+    for name in ("interval", "interval_new_prompts"):
+        found["first_attempt"][name] = _within(found["first_attempt"][name], 100.0)
+    for metric in RATES:
+        found[metric] = rate(values(metric, outcomes), latents, prompts, deff_at_zero=effects[metric]).as_dict()
+    found |= _against_fresh(outcomes, rng)
+    order = (
+        "first_attempt",
+        "multi_attempt",
+        "improvement",
+        "resample_baseline",
+        "recovery",
+        "esr",
+        "mean_improvement",
+    )
+    missing = {name: _why(name, outcomes) for name in order if not found[name]["n"]}
+    metrics = {name: None if name in missing else found[name] for name in order}
+    return {**metrics, "missing": missing, "resamples": found["resamples"]}
+
+
+def _against_fresh(outcomes: Sequence[Outcome], rng: Generators) -> dict[str, Any]:
+    """The resample baseline of the multi-attempt trials, and recovery above it."""
+    retries = [
+        Retry(o.latent, o.prompt, o.scores[0], o.scores[-1], tuple(score for score, _ in o.fresh))
+        for o in outcomes
+        if o.multi
+    ]
+    found = resample_baseline(retries, rng("resample"))
+    interval = found.recovery_interval
+    known = interval is not None and interval.low != interval.high  # a point says that nothing varied, not certainty
+    return {
+        "resample_baseline": _share(found.baseline),
+        "recovery": {
+            "value": found.recovery,
+            "interval": interval.as_list() if interval and known else None,
+            "interval_new_prompts": None,
+            "wilson": None,
+            "n": found.trials,
+        },
+        "resamples": {
+            "trials": found.trials,
+            "without_fresh": found.without_fresh,
+            "draws": sum(len(retry.fresh) for retry in retries),
+            "draws_without_score": found.missing_fresh,
+            "improved": found.improved.value,
+            "improved_ties": found.improved_ties,
+            "baseline_ties": found.baseline_ties,
+        },
+    }
+
+
+def _share(found: Rate) -> dict[str, Any]:
+    """A mean of shares as plain data: limits kept within 0 to 1.
+
+    Where every draw of the bootstrap gives the same value, Wilson's interval on the number of latents instead.
+    """
+    data = found.as_dict()
+    interval = found.interval
+    if interval and interval.low == interval.high and found.value is not None:
+        data["interval"] = wilson(found.value * found.clusters, found.clusters).as_list()
+    return {name: _within(data[name], 1.0) if name.startswith("interval") else data[name] for name in data}
+
+
+def _within(limits: Any, top: float) -> list[float | None] | None:
+    """Limits cut to 0 .. top."""
+    return None if limits is None else [None if v is None else min(max(v, 0.0), top) for v in limits]
+
+
+def _why(metric: str, outcomes: Sequence[Outcome]) -> str:
+    if not outcomes:
+        return "no trial"
+    if not any(o.valid for o in outcomes):
+        return "no valid trial"
+    if metric in ("improvement", "mean_improvement") or not any(o.multi for o in outcomes):
+        return "no multi-attempt trial"
+    return "no fresh attempts were drawn"

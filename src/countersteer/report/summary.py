@@ -1,0 +1,149 @@
+"""The result of a run as one JSON object: what `run --json` and `report --json` print and the page is made from.
+
+Arms with their metrics and intervals, contrasts with base, calibration, cost. Everything also without degraded
+responses. Deterministic: each bootstrap and permutation draws from the study's seed by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from countersteer.core.fingerprint import rng
+from countersteer.core.trial import OK
+from countersteer.report.contrasts import contrasts
+from countersteer.report.metrics import measure, zero_event_effects
+from countersteer.report.outcomes import Outcome, collect, counts, without_degraded
+from countersteer.store.reading import RunReader
+from countersteer.store.rows import PENDING
+
+CAVEAT = "The organism is a test animal: its numbers are not evidence about real models."
+BINS = 20
+
+
+def summarise(run: RunReader) -> dict[str, Any]:
+    """The result of a run, finished or not, as plain JSON data. Raises StoreError.
+
+    run, study, model, base, finished, arms, contrasts, contrasts_without_degraded, calibration, tokens, seconds,
+    notes, caveat. See docs/report.md for every key.
+    """
+    settings = run.header.get("settings", {})
+    study = settings.get("study", {})
+    draws = partial(rng, int(study.get("seed", 0)), "report")
+    described = run.arms()
+    arms = {name: collect(run, name) for name in described}
+    clean = {name: without_degraded(outcomes) for name, outcomes in arms.items()}
+    base = run.base_arm
+    effects, clean_effects = zero_event_effects(arms), zero_event_effects(clean)
+    anything_degraded = any(o.degraded for outcomes in arms.values() for o in outcomes)
+
+    def one(name: str) -> dict[str, Any]:
+        outcomes = arms[name]
+        facts = _facts(outcomes)
+        metrics = measure(outcomes, effects=effects, rng=partial(draws, name))
+        same = clean_effects == effects and clean[name] == outcomes
+        rest = (
+            metrics
+            if same
+            else measure(clean[name], effects=clean_effects, rng=partial(draws, name, "without degraded"))
+        )
+        note = _note(described[name], outcomes, arms.get(base, []) if name != base else [])
+        left = {"valid": sum(o.valid for o in clean[name]), **rest}
+        return {**facts, **metrics, "note": note, "settings": described[name], "without_degraded": left}
+
+    compared = contrasts(arms, base, effects=effects, rng=draws)
+    again = compared
+    if anything_degraded:
+        again = contrasts(clean, base, effects=clean_effects, rng=partial(draws, "without degraded"))
+    is_organism = study.get("model") == "organism"
+    return {
+        "run": str(run.folder),
+        "study": run.header.get("study"),
+        "model": study.get("model"),
+        "base": base,
+        "finished": run.finished,
+        "arms": {name: one(name) for name in arms},
+        "contrasts": compared,
+        "contrasts_without_degraded": again,
+        "calibration": calibration(run),
+        "tokens": run.tokens(),
+        "seconds": run.fact("seconds"),
+        "notes": run.notes,
+        "caveat": CAVEAT if is_organism else None,
+    }
+
+
+def _facts(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Counts of an arm: trials, statuses, receipts, attempts, scores."""
+    valid = [o for o in outcomes if o.valid]
+    relative = [o.relative for o in outcomes if o.acted and o.relative is not None]
+    strengths = [o.strength for o in outcomes if o.strength is not None]
+    first = [o.scores[0] for o in valid]
+    return {
+        "trials": len(outcomes),
+        "valid": len(valid),
+        "statuses": counts([o.status for o in outcomes]),
+        "acted": sum(o.acted for o in outcomes),
+        "degraded": sum(o.degraded for o in outcomes),
+        "latents": len({o.latent for o in valid}),
+        "prompts": len({o.prompt for o in valid}),
+        "attempts": {str(k): sum(len(o.scores) == k for o in valid) for k in sorted({len(o.scores) for o in valid})},
+        "first_scores": [int(n) for n in np.histogram(first, bins=BINS, range=(0.0, 100.0))[0]],
+        "mean_strength": float(np.mean(strengths)) if strengths else None,
+        "perturbation": float(np.mean(relative)) if relative else None,
+    }
+
+
+def _note(settings: Mapping[str, Any], outcomes: Sequence[Outcome], base: Sequence[Outcome]) -> str | None:
+    """What a reader must know of an arm before reading its numbers, in words, or None."""
+    notes = []
+    done = [o for o in outcomes if o.status not in (PENDING, "uncalibrated")]
+    waiting = sum(o.status == PENDING for o in outcomes)
+    if waiting:
+        notes.append(f"{waiting} of {len(outcomes)} trials are still to be run")
+    if done and not any(o.valid for o in outcomes):
+        notes.append("no trial is valid, so there is nothing to compute rates from")
+    intended = settings.get("steered") or settings.get("clamp")
+    if done and intended and not any(o.acted for o in outcomes):
+        notes.append("nothing ever acted: no edit of this arm changed a token of any response")
+    theirs = {o.key: o.text_hash for o in base if o.status == OK}
+    shared = [o for o in done if o.status == OK and o.key in theirs]
+    if shared and all(o.text_hash == theirs[o.key] for o in shared):
+        notes.append("every response equals that of base: what this arm changes had no effect on the text")
+    return "; ".join(notes) or None
+
+
+def calibration(run: RunReader) -> dict[str, Any] | None:
+    """Digest, method, target, counts by status and the distribution of strengths; None before or without one.
+
+    `strengths` are in the latents' own units, `relative` in units of median |h| / |W_dec[k]|.
+    """
+    artefact = run.calibration()
+    if artefact is None:
+        return None
+    rows = run.latents()
+    found = [row for row in rows if row.status == "ok" and row.strength is not None]
+    answers = counts([answer.status for answer in run.answers()])
+    return {
+        "digest": artefact.get("digest"),
+        "method": artefact.get("settings", {}).get("method"),
+        "target": artefact.get("settings", {}).get("target"),
+        "units": artefact.get("context", {}).get("units"),
+        "counts": {"latents": len(rows), **counts([row.status for row in rows])},
+        "generations": sum(answers.values()),
+        "answers": answers,
+        "strengths": _distribution([row.strength for row in found if row.strength is not None]),
+        "relative": _distribution([row.strength / row.unit for row in found if row.strength is not None and row.unit]),
+    }
+
+
+def _distribution(values: Sequence[float]) -> dict[str, float | int] | None:
+    if not values:
+        return None
+    points = np.quantile(values, [0.0, 0.25, 0.5, 0.75, 1.0])
+    named = dict(zip(("min", "q1", "median", "q3", "max"), (float(p) for p in points), strict=True))
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return {"n": len(values), "mean": float(np.mean(values)), "sd": spread, **named}
