@@ -38,8 +38,7 @@ def _strength(value: Any) -> float:
 
 def _written(source: Source) -> Tensor:
     """The vector a source writes, as given. Raises NoOpError for a zero vector."""
-    if not isinstance(source, Direction | Latent):
-        raise InputError(f"steering needs a direction or a latent, got {type(source).__name__}; see cs.direction")
+    _site(source, None)
     vector = source.vector if isinstance(source, Direction) else source.write
     if not vector.abs().max() > 0:
         raise NoOpError("a zero vector changes nothing: check where the direction comes from")
@@ -56,6 +55,8 @@ def _direction(source: Any) -> Direction:
 
 
 def _site(source: Source, layer: int | None) -> Site:
+    if not isinstance(source, Direction | Latent):
+        raise InputError(f"steering needs a direction or a latent, got {type(source).__name__}; see cs.direction")
     return source.site if layer is None else Site(layer)
 
 

@@ -68,10 +68,12 @@ class _Stage:
         """Store the edit's rows (or share them) and switch them on for a slot; returns the row numbers."""
         # The span is not part of what the rows hold: it is the slot's.
         key = edit.on("all").fingerprint
-        held = self.held.get(key)
-        if held is not None and slot in held.users:
-            key = f"{key}/{slot}/{edit.span}"  # the same edit twice in one intervention adds up: rows of its own
-            held = self.held.get(key)
+        held, again = self.held.get(key), 0
+        while held is not None and slot in held.users:
+            again += 1  # the same edit twice in one intervention adds up: it needs rows of its own
+            held = self.held.get(f"{key}/{again}")
+        if again:
+            key = f"{key}/{again}"
         if held is None:
             while len(self.free) < edit.rows:
                 self._allocate(2 * self.capacity)

@@ -61,3 +61,17 @@ class Job:
 
     work: Callable[[], Any]
     future: Future[Any] = field(default_factory=Future)
+
+    def do(self) -> None:
+        """Run it, unless its caller has given up."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            self.future.set_result(self.work())
+        except BaseException as error:
+            self.future.set_exception(error)
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error, once."""
+        with contextlib.suppress(InvalidStateError):
+            self.future.set_exception(error)

@@ -42,23 +42,27 @@ class Loop:
         self.seen: torch.Tensor | None = None
         self.ends = model.end_tokens
         self.closed = False
+        self.door = threading.Lock()
         self.failure: BaseException | None = None
         self.thread = threading.Thread(target=self._run, name="countersteer-engine", daemon=True)
         self.thread.start()
 
     def submit(self, item: Flight | Job) -> None:
         """Hand work to the thread. Raises EngineError when the engine is closed or dead."""
-        if self.closed or not self.thread.is_alive():
-            raise EngineError("the engine is closed" if self.failure is None else "the engine died") from self.failure
-        self.inbox.put(item)
+        with self.door:
+            if self.closed or not self.thread.is_alive():
+                gone = "the engine is closed" if self.failure is None else "the engine died"
+                raise EngineError(gone) from self.failure
+            self.inbox.put(item)
 
     def close(self) -> None:
         """Stop the thread; whatever is in flight ends with EngineError."""
-        if not self.closed:
-            self.closed = True
-            self.inbox.put(None)
-            if threading.current_thread() is not self.thread:
-                self.thread.join(timeout=60)
+        with self.door:
+            if not self.closed:
+                self.closed = True
+                self.inbox.put(None)
+        if threading.current_thread() is not self.thread:
+            self.thread.join(timeout=60)
 
     # Everything below runs on the engine's thread.
 
@@ -70,7 +74,8 @@ class Loop:
             self.failure = error
             log.exception("the engine's thread died")
         finally:
-            self.closed = True
+            with self.door:  # nothing is put in after this
+                self.closed = True
             self._drop_all(self.failure or EngineError("the engine was closed"))
 
     def _take(self) -> bool:
@@ -84,15 +89,9 @@ class Loop:
             if item is None:
                 return False
             if isinstance(item, Job):
-                self._job(item)
+                item.do()
             else:
                 self.waiting.append(item)
-
-    def _job(self, job: Job) -> None:
-        try:
-            job.future.set_result(job.work())
-        except BaseException as error:
-            job.future.set_exception(error)
 
     def _guard(self, work: Callable[[], None]) -> None:
         """Run a step; a failure ends the requests in flight, not the engine."""
@@ -111,7 +110,7 @@ class Loop:
         while not self.inbox.empty():
             item = self.inbox.get()
             if isinstance(item, Job):
-                item.future.set_exception(error)
+                item.fail(error)
             elif item is not None:
                 flights.append(item)
         for flight in flights:
