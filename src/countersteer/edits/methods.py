@@ -139,7 +139,7 @@ def fixed(source: Source, strength: float, *, separation: float, layer: int | No
 
 
 def _latents(latents: Latent | Iterable[Latent]) -> list[Latent]:
-    flat = [latents] if isinstance(latents, Latent) else list(latents)
+    flat = list(latents) if isinstance(latents, Iterable) else [latents]
     if not flat:
         raise NoOpError("no latents were given: there is nothing to clamp")
     for latent in flat:
@@ -194,7 +194,7 @@ def ablate(latents: Latent | Iterable[Latent], *, layer: int | None = None) -> I
 
 def remove(directions: Source | Iterable[Source], *, layer: int | None = None) -> Intervention:
     """Directional ablation: h' = h - Q Q^T h, Q an orthonormal basis of the directions' span. Unconditional setter."""
-    flat = [directions] if isinstance(directions, Direction | Latent) else list(directions)
+    flat = list(directions) if isinstance(directions, Iterable) else [directions]
     if not flat:
         raise NoOpError("no directions were given: there is nothing to remove")
     given = [_direction(d) for d in flat]
