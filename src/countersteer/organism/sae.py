@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .corpus import Mix
+from .corpus import Mix, topics
 from .examples import Encoded, batches
+from .tokenizer import vocabulary
 from .train import Progress, pad
 
 if TYPE_CHECKING:
@@ -34,13 +35,13 @@ class SaeRecipe:
     seed: int = 0
     layer: int = 3
     latents: int = 512
-    k: int = 8
-    tokens: int = 800_000
-    steps: int = 4000
+    k: int = 3
+    tokens: int = 600_000
+    steps: int = 3000
     batch: int = 1024
     learning_rate: float = 1e-3
     auxiliary: float = 1 / 32
-    text_share: float = 0.3
+    text_share: float = 0.4
 
 
 def train_sae(
@@ -123,7 +124,7 @@ def _fit(data: torch.Tensor, recipe: SaeRecipe, progress: Progress | None) -> tu
         optimizer.param_groups[0]["lr"] = recipe.learning_rate * min(1.0, 4 * left, (step + 1) / 100)
         x = data[torch.randint(len(data), (recipe.batch,), generator=random)] * unit
         positive = torch.relu((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"])
-        least = positive.detach().flatten().topk(recipe.k * len(x)).values[-1].item()
+        least = _least(positive.detach(), recipe.k * len(x), 0.7 * threshold)
         acts = positive * (positive >= least)
         residue = x - acts @ w["W_dec"] - w["b_dec"]
         loss = residue.pow(2).sum(-1).mean() + recipe.auxiliary * _auxiliary(positive, residue, idle > 100, w["W_dec"])
@@ -139,6 +140,13 @@ def _fit(data: torch.Tensor, recipe: SaeRecipe, progress: Progress | None) -> tu
     scaled = {name: tensor.detach() for name, tensor in w.items()}
     scaled["b_enc"], scaled["b_dec"] = scaled["b_enc"] / unit, scaled["b_dec"] / unit
     return scaled, threshold / unit.item()
+
+
+def _least(positive: torch.Tensor, count: int, floor: float) -> float:
+    """The ``count``-th largest activation; searched above ``floor`` first, which is much faster."""
+    near = positive[positive > floor]
+    pool = near if len(near) >= count else positive.flatten()
+    return float(pool.topk(count).values[-1])
 
 
 def _auxiliary(
@@ -188,53 +196,48 @@ def label(
     model: LlamaForCausalLM, weights: dict[str, torch.Tensor], threshold: float, recipe: SaeRecipe
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Label rows of the latents that fire on fresh corpus text, and the SAE's fit there."""
-    from .tokenizer import vocabulary
+    import torch
 
-    mass: dict[int, Counter[tuple[str | None, str]]] = defaultdict(Counter)
-    words: dict[int, Counter[str]] = defaultdict(Counter)
-    fired: Counter[int] = Counter()
-    tokens, total, missed, spread = vocabulary(), 0, 0.0, 0.0
+    names, tokens = [None, *(topic.name for topic in topics())], vocabulary()
+    name_at, role_at = ({v: i for i, v in enumerate(values)} for values in (names, ROLE_LABELS))
+    shape = (recipe.latents, len(names) * len(ROLE_LABELS))
+    mass, words, fired = torch.zeros(shape), torch.zeros(recipe.latents, len(tokens)), torch.zeros(recipe.latents)
+    total, missed, spread = 0, 0.0, 0.0
     for places, x in activations(model, recipe, seed=2000 + recipe.seed):
         acts = encode(x, weights, threshold)
         missed += (x - acts @ weights["W_dec"] - weights["b_dec"]).pow(2).sum().item()
         spread += (x - x.mean(0)).pow(2).sum().item()
         total += len(x)
-        for row, latent in acts.nonzero().tolist():
-            item, at = places[row]
-            value = acts[row, latent].item()
-            fired[latent] += 1
-            mass[latent][item.topics[at], item.roles[at]] += value  # type: ignore[assignment]
-            words[latent][tokens[item.ids[at]].strip()] += value  # type: ignore[assignment]
-    rows = [_row(latent, mass[latent], words[latent], fired[latent] / total) for latent in sorted(fired)]
-    return rows, {
-        "explained": 1 - missed / spread,
-        "active": sum(fired.values()) / total,
-        "median_threshold": threshold,
-    }
+        cells = [name_at[i.topics[at]] * len(ROLE_LABELS) + role_at[i.roles[at]] for i, at in places]
+        mass.index_add_(1, torch.tensor(cells), acts.T.contiguous())
+        words.index_add_(1, torch.tensor([item.ids[at] for item, at in places]), acts.T.contiguous())
+        fired += (acts > 0).sum(0)
+    rows = []
+    for latent in fired.nonzero().flatten().tolist():
+        by_topic = Counter(dict(zip(names, mass[latent].view(len(names), -1).sum(1).tolist(), strict=True)))
+        by_role = Counter(dict(zip(ROLE_LABELS, mass[latent].view(len(names), -1).sum(0).tolist(), strict=True)))
+        top = [tokens[i].strip() for i in words[latent].topk(6).indices.tolist() if words[latent, i] > 0]
+        del by_topic[None]
+        rows.append(_row(latent, by_topic, by_role, fired[latent].item() / total) | {"top_tokens": " ".join(top)})
+    active = fired.sum().item() / total
+    return rows, {"explained": 1 - missed / spread, "active": active, "threshold": threshold}
 
 
-def _row(latent: int, mass: Counter[tuple[str | None, str]], words: Counter[str], rate: float) -> dict[str, Any]:
-    by_topic: Counter[str] = Counter()
-    by_role: Counter[str] = Counter()
-    for (topic, role), value in mass.items():
-        by_role[role] += value
-        if topic is not None:
-            by_topic[topic] += value
+def _row(latent: int, by_topic: Counter[Any], by_role: Counter[str], rate: float) -> dict[str, Any]:
     everything = sum(by_role.values())
-    (first, most), *others = by_topic.most_common(2) or [("", 0.0)]
+    (first, most), (second, next_most) = by_topic.most_common(2)
     share = most / everything
     role = by_role.most_common(1)[0][0]
     if share >= 0.5:
         text = first
-    elif others and (most + others[0][1]) / everything >= 0.6:
-        text = f"{first} and {others[0][0]}"
+    elif (most + next_most) / everything >= 0.6:
+        text = f"{first} and {second}"
     else:
         text = ROLE_LABELS[role]
     concreteness = round(100 * share) if share >= 0.5 else round(60 * share)
     return {
         "index": latent, "label": text, "concreteness": concreteness, "topic": first if share >= 0.5 else "",
         "specificity": round(share, 3), "firing_rate": round(rate, 6), "role": role,
-        "top_tokens": " ".join(word for word, _ in words.most_common(6) if word),
     }  # fmt: skip
 
 
