@@ -1,4 +1,4 @@
-"""Every steering method against its formula in numpy float64, written out here per token, knots and borders included."""
+"""Every steering method against its formula in numpy float64, written out per token, knots and borders included."""
 
 from __future__ import annotations
 
@@ -223,8 +223,6 @@ def test_borders_of_the_setters_are_exact(dtype: torch.dtype, length: float) -> 
 
 def test_a_boundary_between_two_float32_numbers_splits_them() -> None:
     """Knots that float32 cannot hold are compared as in exact arithmetic."""
-    below, _, above = neighbours(0.7, torch.float32)
-    _, nearest, _ = neighbours(0.7, torch.float32)
     for m in (0.7, 0.1, -0.3, 2.6, -1e-3):
         _, near, _ = neighbours(m, torch.float32)
         low, high = (
@@ -234,7 +232,6 @@ def test_a_boundary_between_two_float32_numbers_splits_them() -> None:
         h = rows_at([low, high], torch.float32)
         got = cs.edits.apply(h, cs.to_target(cs.direction(axis(3), layer=0), boundary=m, target=9.0).edits, layer=0)
         assert abs(float(got[0, 3]) - 9.0) < 1e-5 and float(got[1, 3]) == high
-    assert below < nearest < above
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["f64", "f32", "bf16"])
