@@ -73,6 +73,9 @@ class Edit:
         if torch.isnan(self.lo).any() or torch.isnan(self.hi).any() or (self.lo > self.hi).any():
             raise InputError(f"edit {self.method}: the knots must be numbers with lo <= hi")
 
+    def __repr__(self) -> str:
+        return f"Edit({self.method} at {self.site}, span {self.span}, {self.rows} rows of {self.d_model})"
+
     @property
     def rows(self) -> int:
         """How many rows the edit has."""
