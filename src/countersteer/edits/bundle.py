@@ -109,7 +109,7 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
         raise InputError(f"bundle {target} does not exist") from error
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"{target} is not a readable bundle: {error or type(error).__name__}") from error
-    if bundle.intervention.fingerprint != head["fingerprint"]:
+    if bundle.intervention.fingerprint != head.get("fingerprint"):
         raise InputError(f"bundle {target} was altered: its content does not match its fingerprint")
     return bundle
 
