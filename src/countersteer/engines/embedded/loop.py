@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -162,7 +162,7 @@ class Loop:
         logits = self.batch.prefill([f.prompt for f in group], places, [f.slot for f in group])
         for flight, place in zip(group, places, strict=True):
             self._mark(flight, place)
-        self._advance(group, logits)
+        self._advance(group, places, logits)
 
     def _install(self, flight: Flight) -> None:
         intervention = flight.request.intervention
@@ -197,11 +197,10 @@ class Loop:
         logits = self.batch.decode(
             [f.generated[-1] for f in flights], [f.position for f in flights], [f.slot for f in flights]
         )
-        self._advance(flights, logits)
+        self._advance(flights, range(len(flights)), logits)
 
-    def _advance(self, flights: list[Flight], logits: torch.Tensor) -> None:
+    def _advance(self, flights: list[Flight], places: Sequence[int], logits: torch.Tensor) -> None:
         """Choose each flight's next token and end those that are done."""
-        places = [self.active.index(f) for f in flights] if len(flights) != len(self.active) else range(len(flights))
         seen = None
         if self.seen is not None:
             rows = torch.tensor(list(places), device=self.seen.device)
