@@ -82,6 +82,7 @@ def _facts(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     relative = [o.relative for o in outcomes if o.acted and o.relative is not None]
     strengths = [o.strength for o in outcomes if o.strength is not None]
     first = [o.scores[0] for o in valid]
+    change = [o.scores[-1] - o.scores[0] for o in valid if o.multi]
     return {
         "trials": len(outcomes),
         "valid": len(valid),
@@ -92,6 +93,7 @@ def _facts(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "prompts": len({o.prompt for o in valid}),
         "attempts": {str(k): sum(len(o.scores) == k for o in valid) for k in sorted({len(o.scores) for o in valid})},
         "first_scores": [int(n) for n in np.histogram(first, bins=BINS, range=(0.0, 100.0))[0]],
+        "changes": [int(n) for n in np.histogram(change, bins=BINS, range=(-100.0, 100.0))[0]],
         "mean_strength": float(np.mean(strengths)) if strengths else None,
         "perturbation": float(np.mean(relative)) if relative else None,
     }

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from countersteer.report.words import NAMES, headline, limits, number, p_value, warnings
+from countersteer.report.words import NAMES, WHY, headline, limits, number, p_value, warnings
 
 COLUMNS = ("first_attempt", "multi_attempt", "esr", "improvement", "resample_baseline")
 CONTRASTED = ("first_attempt", "multi_attempt", "esr", "improvement")
@@ -72,7 +72,7 @@ def _contrasts(result: Mapping[str, Any]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    caption = "difference with 95% interval, rates in percentage points; p from swapping arms within latents, Holm over the arms"
+    caption = "differences with 95% intervals, rates in points; p from swapping arms within latents, Holm over the arms"
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
     table.add_column(f"against {result['base']}", overflow="fold")
     for metric in CONTRASTED:
@@ -84,7 +84,7 @@ def _contrasts(result: Mapping[str, Any]) -> Any:
 
 def _shift(metric: str, row: Mapping[str, Any]) -> str:
     if row["difference"] is None:
-        return row["status"]
+        return WHY[row["status"]]
     shift = number(metric, row["difference"], sign=True).removesuffix(" points")
     lines = [f"{shift} {limits(metric, row['interval'])}".strip(), p_value(row["p_holm"])]
     return "\n".join(line for line in lines if line)

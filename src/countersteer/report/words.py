@@ -21,6 +21,8 @@ NAMES = {
 }
 """What each metric is called in text."""
 SCORES = ("first_attempt", "mean_improvement")
+WHY = {"no-pairs": "no pairs", "no-data": "no such response in one arm", "zero-events": "none in base"}
+"""Why a contrast or a ratio is missing, by its status."""
 FEW_LATENTS = 20
 FEW_TRIALS = 20
 
@@ -39,7 +41,7 @@ def number(metric: str, value: float | None, *, sign: bool = False) -> str:
         return "–"
     shown = value if metric in SCORES else 100 * value
     digits = 2 if metric not in SCORES and 0 < abs(shown) < 1 else 1
-    text = f"{shown:+.{digits}f}" if sign else f"{shown:.{digits}f}"
+    text = _minus(f"{shown:+.{digits}f}" if sign else f"{shown:.{digits}f}")
     return text if metric in SCORES else f"{text}%" if not sign else f"{text} points"
 
 
@@ -55,7 +57,12 @@ def _end(metric: str, value: float | None, unbounded: str) -> str:
     if value is None:
         return unbounded
     shown = value if metric in SCORES else 100 * value
-    return f"{shown:.2f}" if metric not in SCORES and 0 < abs(shown) < 1 else f"{shown:.1f}"
+    return _minus(f"{shown:.2f}" if metric not in SCORES and 0 < abs(shown) < 1 else f"{shown:.1f}")
+
+
+def _minus(text: str) -> str:
+    """With a real minus sign, which does not break a line; no minus before zero."""
+    return text.replace("-", "") if not any(c in "123456789" for c in text) else text.replace("-", "−")
 
 
 def p_value(p: float | None) -> str:
@@ -109,18 +116,19 @@ def _resists(result: Mapping[str, Any]) -> str:
     low = (esr["interval"] or [0.0])[0] or 0.0
     wider = limits("esr", esr["interval_new_prompts"])
     verdict = "Yes" if low > 0 else "It was not seen" if not esr["value"] else "Not shown"
-    text = f"{verdict}: {headline(result)}"
+    text = f"{verdict}. {headline(result)}"
     return text + (f" For new prompts the interval is {wider}." if wider else "")
 
 
 def _unsteered(result: Mapping[str, Any]) -> str:
     parts = []
     for name, arm in result["arms"].items():
-        settings = arm["settings"]
-        if not settings.get("steered") and not settings.get("clamp") and arm["multi_attempt"]:
+        settings, multi = arm["settings"], arm["multi_attempt"]
+        if not settings.get("steered") and not settings.get("clamp") and multi:
             parts.append(
-                f"In {name}, {full('multi_attempt', arm['multi_attempt'])} of the responses have more than one attempt,"
-                f" and first attempts score {number('first_attempt', arm['first_attempt']['value'])} on average."
+                f"In {name}, {number('esr', multi['value'])} of {multi['n']:,} responses have more than one attempt (95%"
+                f" interval {limits('esr', multi['interval'])}), and first attempts score"
+                f" {number('first_attempt', arm['first_attempt']['value'])} on average."
             )
     return " ".join(parts)
 
@@ -129,7 +137,11 @@ def _recovers(result: Mapping[str, Any]) -> str:
     base = result["arms"].get(result["base"])
     if not base or not base["improvement"]:
         return ""
-    text = f"Of the multi-attempt responses, {full('improvement', base['improvement'])} end better than they began."
+    rate = base["improvement"]
+    text = (
+        f"Of the {rate['n']:,} responses with more than one attempt, {number('esr', rate['value'])} end better than they"
+        f" began (95% interval {limits('esr', rate['interval'])})."
+    )
     baseline, recovery = base["resample_baseline"], base["recovery"]
     if not baseline or not recovery:
         return f"{text} No fresh first attempts were drawn, so how much of that is chance is not known."
@@ -218,7 +230,8 @@ def _power(result: Mapping[str, Any]) -> str:
     fall = "no fall" if found.fall is None else f"a fall by {100 * -found.fall:.1f} points"
     return (
         f"With {base['latents']} latents and {base['valid']:,} valid trials per arm, {rise} and {fall} of the"
-        f" multi-attempt rate ({number('esr', rate)}) would be found four times in five; smaller effects may well be missed."
+        f" multi-attempt rate ({number('esr', rate)}) would be found four times in five; smaller effects may well be"
+        " missed."
     )
 
 
