@@ -1,6 +1,7 @@
 """Every constructor as an intervention and, side by side, as a plain write with its formula in tensor operations.
 
-Boundaries and thresholds are taken from the model's own residuals, so that about half of the tokens lie on each side.
+Boundaries and thresholds are taken from the model's own residuals, so that about half of the tokens lie on each side,
+and lie off the median, so that no token of the sample sits on a knot by construction.
 """
 
 from __future__ import annotations
@@ -42,10 +43,15 @@ class Maker:
         v = torch.randn(self.width, generator=g, dtype=torch.float64)
         return v / v.norm() * norm
 
+    def middle(self, direction: Tensor) -> float:
+        """A number a little above the median projection on a direction."""
+        x = self.h @ direction
+        return float(x.median() + 0.0137 * x.std())
+
     def latent(self, g: torch.Generator, index: int) -> cs.edits.Latent:
         """A JumpReLU latent whose threshold is near the median of what it reads, so about half of the tokens fire."""
         read, write = self.vector(g), self.vector(g, 0.7)
-        threshold = max(float((self.h @ read).median()), 0.05 * self.size)
+        threshold = max(self.middle(read), 0.05 * self.size)
         return cs.edits.Latent(index, cs.Site(self.layer), read, -0.01, write, threshold)
 
     def make(self, method: str, seed: int) -> tuple[cs.Intervention, Write]:
@@ -54,7 +60,7 @@ class Maker:
         v, c = self.vector(g, 30.0 if seed % 2 else 0.1), self.vector(g, 3.0)
         u, gate = v / v.norm(), c / c.norm()
         d, s = cs.direction(v, layer=self.layer), 0.8 * self.size / float(v.norm())
-        middle = float((self.h @ u).median())
+        middle = self.middle(u)
         spread = float((self.h @ u).std()) + 1e-3
         if method == "add":
             return cs.add(d, s), Write(self.layer, lambda h: (s * v).expand_as(h))
@@ -106,7 +112,7 @@ class Maker:
                 ),
             )
         if method == "gated_add":
-            at = float((self.h @ gate).median())
+            at = self.middle(gate)
             return (
                 cs.gated_add(d, s, gate=cs.direction(c, layer=self.layer), threshold=at),
                 Write(self.layer, lambda h: torch.where(h @ gate >= at, s, 0.0)[:, None] * v),
