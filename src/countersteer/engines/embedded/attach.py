@@ -31,6 +31,17 @@ class _Finished:
     tokens: int
 
 
+@dataclass
+class _Shared:
+    """What several attachments of one model share: the residuals of the forward under way before any write."""
+
+    users: int
+    originals: dict[int, Tensor]
+
+
+_MARK = "_countersteer_shared"
+
+
 class Attachment:
     """The handle that `attach` gives: `receipt` sums up everything that ran inside the block."""
 
@@ -43,7 +54,16 @@ class Attachment:
                 "the gate needs a pass over each prompt before generation starts",
                 "load_engine((model, tokenizer)) and engine.run([...])",
             )
-        self.model, self.intervention = model, intervention
+        if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+            raise InputError(f"attach takes a transformers model, got {type(model).__name__}")
+        signature = inspect.signature(model.forward)
+        if "past_key_values" not in signature.parameters:
+            raise RefusedError(
+                f"attaching to {type(model).__name__}",
+                "its forward takes no past_key_values, so a continued text cannot be told from a new one",
+                "load_engine((model, tokenizer)) and engine.run([...])",
+            )
+        self.model, self.intervention, self.signature = model, intervention, signature
         self.layers = find_layers(model)
         self.d_model = int(text_config(model).hidden_size)
         for edit in intervention.edits:
@@ -57,20 +77,26 @@ class Attachment:
         self.finished: list[_Finished] = []
         self.prompts: list[int] = []
         self.read: list[int] = []
+        self.text: Tensor | None = None
 
     def __enter__(self) -> Attachment:
         if self.handles:
             raise InputError("this attachment is already in use: call attach again for another block")
-        training = self.model.training
-        self.model.eval()
-        try:
-            verify_layers(self.model, self.layers, self.d_model)
-        finally:
-            self.model.train(training)
-        signature = inspect.signature(self.model.forward)
+        shared = self.layers.__dict__.get(_MARK)
+        if shared is None:
+            training = self.model.training
+            self.model.eval()
+            try:
+                verify_layers(self.model, self.layers, self.d_model)
+            finally:
+                self.model.train(training)
+            shared = self.layers.__dict__[_MARK] = _Shared(0, {})
+        shared.users += 1
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._place(signature.bind_partial(*args, **kwargs).arguments)
+            shared.originals.clear()
+            given = self.signature.bind_partial(*args, **kwargs).arguments
+            self._place({**given, **given.get("kwargs", {})})
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
             if self.hooks is not None:
@@ -86,6 +112,11 @@ class Attachment:
         for handle in self.handles:
             handle.remove()
         self.handles = []
+        shared = self.layers.__dict__[_MARK]
+        shared.users -= 1
+        shared.originals.clear()
+        if not shared.users:
+            del self.layers.__dict__[_MARK]
         self._finish()
         if kind is None:
             for row in self.finished:
@@ -129,8 +160,14 @@ class Attachment:
         position = (real.cumsum(1) - 1)[:, seen:]
         inside = real[:, seen:] > 0
         if seen == 0:
-            self._finish()
-            self._start(rows, real.sum(1).tolist())
+            if self._longer(ids):  # generate without a cache reads the whole text again: the prompt stays what it was
+                prompts = self.prompts
+                self._drop()
+            else:
+                prompts = real.sum(1).tolist()
+                self._finish()
+            self._start(rows, prompts)
+            self.text = ids
         elif self.hooks is None or rows != len(self.prompts):
             raise RefusedError(
                 "a steered forward that continues a cache made outside the block",
@@ -149,6 +186,13 @@ class Attachment:
         self.hooks.position = position.clamp_min(0).reshape(-1)
         self.read = [n + k for n, k in zip(self.read, inside.sum(1).tolist(), strict=True)]
 
+    def _longer(self, ids: Tensor | None) -> bool:
+        """Whether these rows are the last whole texts with one more token each."""
+        last = self.text
+        if last is None or ids is None or ids.shape[0] != last.shape[0] or ids.shape[1] != last.shape[1] + 1:
+            return False
+        return bool(torch.equal(ids[:, :-1], last))
+
     @staticmethod
     def _unpadded(given: dict[str, Any]) -> bool:
         """Whether explicit position ids say that no row is padded."""
@@ -161,6 +205,7 @@ class Attachment:
     def _start(self, rows: int, prompts: list[int]) -> None:
         dtype = next(self.layers[0].parameters()).dtype
         self.hooks = SteeringHooks(self.layers, rows, self.d_model, dtype)
+        self.hooks.originals = self.layers.__dict__[_MARK].originals
         self.prompts, self.read = prompts, [0] * rows
         for row, length in enumerate(prompts):
             self.hooks.install(row, self.intervention.edits, length)
@@ -176,6 +221,11 @@ class Attachment:
     def _finish(self) -> None:
         """Close the batch that is under way and take its hooks off."""
         self.finished += self._current()
+        self._drop()
+        self.text = None
+
+    def _drop(self) -> None:
+        """Take the layer hooks of the batch under way off."""
         if self.hooks is not None:
             self.hooks.close()
             self.hooks = None

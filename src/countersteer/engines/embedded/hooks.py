@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from countersteer.core.request import LayerReceipt
+from countersteer.edits.apply import wide_dtype
 from countersteer.edits.edit import Edit
 from countersteer.edits.table import RowTable
 from countersteer.edits.vectors import ReadRows
@@ -31,6 +32,8 @@ class SteeringHooks:
         self.slot: Tensor | None = None
         self.position: Tensor | None = None
         self.handles: dict[int, Any] = {}
+        self.originals: dict[int, Tensor] | None = None
+        """Residuals before any write, by layer, where several sets of hooks share a model: all read the same h."""
 
     def install(self, slot: int, edits: Iterable[Edit], prompt_tokens: int) -> None:
         """Give a slot its edits, with fresh receipts."""
@@ -98,7 +101,12 @@ class SteeringHooks:
         h = residual(output)
         flat = h.reshape(-1, h.shape[-1])
         if table is not None and table.active:
-            flat = table.apply(flat, self.slot, self.position)
+            read = flat if self.originals is None else self.originals.setdefault(layer, flat)
+            new = table.apply(read, self.slot, self.position)
+            if read is not flat:  # what others wrote stays; this set's write is added to it
+                wide = wide_dtype(h.dtype)
+                new = (flat.to(wide) + (new.to(wide) - read.to(wide))).to(h.dtype)
+            flat = new
             output = with_residual(output, flat.view(h.shape))
         for slot, (rows, column) in (readers or {}).items():
             mine = (self.slot == slot).nonzero()[:, 0]
