@@ -89,9 +89,8 @@ def test_first_tokens_over_seeds_follow_the_models_distribution() -> None:
 def test_end_tokens_of_the_model_end_a_text(end: Any) -> None:
     model = tiny("llama", seed=1)
     texts = prompts(30, seed=43, high=20)
-    free = [
-        reference(model, t, sampling=cs.Sampling(temperature=1.5, max_tokens=30, seed=i)) for i, t in enumerate(texts)
-    ]
+    settings = [cs.Sampling(temperature=1.5, max_tokens=30, seed=i) for i in range(30)]
+    free = [reference(model, t, sampling=s) for t, s in zip(texts, settings, strict=True)]
     common = Counter(t for text in free for t in set(text)).most_common(3)
     ends = [common[0][0]] if end == 2 else [c[0] for c in common]
     model.generation_config.eos_token_id = ends[0] if end == 2 else ends
