@@ -35,6 +35,8 @@ def call(argv: Sequence[str] | None = None) -> int:
     given = None if argv is None else list(argv)
     try:
         result = command.main(args=given, prog_name="countersteer", standalone_mode=False)
+        if result == INTERRUPTED:  # how typer passes on a KeyboardInterrupt
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except CountersteerError as error:
         return _fail(str(error), error.exit_code)
@@ -45,9 +47,9 @@ def call(argv: Sequence[str] | None = None) -> int:
         return _fail(_usage(error), 2)
     except click.exceptions.ClickException as error:
         return _fail(error.format_message(), 2)
-    except click.exceptions.Exit as error:
+    except typer.Exit as error:
         return error.exit_code
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; what was finished is kept, run the same command again to go on", INTERRUPTED)
     except BrokenPipeError:
         return 0

@@ -172,7 +172,10 @@ class ScriptedEngine:
         span: str = "all",
         template: bool = False,
     ) -> list[Any]:
-        """Per input a tensor [tokens, d_model] (capture) or [tokens, n] (readouts); [n] when reduced by max or mean."""
+        """Per input a tensor [tokens, n] of readouts, or the residuals [tokens, d_model] of a site (a list of several).
+
+        "max" and "mean" pool over positions, position 0 left out.
+        """
         if (readouts is None) == (capture is None):
             raise InputError("forward takes either readouts or capture")
         if span != "all" or reduce not in ("none", "max", "mean"):
@@ -182,17 +185,20 @@ class ScriptedEngine:
     def _read(self, text: str, readouts: Any, capture: Any, reduce: str) -> Any:
         import torch
 
-        if capture is not None:
-            sites = [capture] if isinstance(capture, Site) else list(capture)
-            parts = [self._residual(text, site) for site in sites]
-        else:
-            from countersteer.edits.vectors import read_rows
+        def reduced(values: Any) -> Any:
+            if reduce == "none":
+                return values
+            pooled = values[1:] if len(values) > 1 else values
+            return pooled.amax(0) if reduce == "max" else pooled.mean(0)
 
-            parts = [group.values(self._residual(text, group.site)) for group in read_rows(readouts)]
-        whole = torch.cat(parts, dim=1)
-        if reduce == "none":
-            return whole
-        return whole.amax(0) if reduce == "max" else whole.mean(0)
+        if isinstance(capture, Site):
+            return reduced(self._residual(text, capture))
+        if capture is not None:
+            return [reduced(self._residual(text, site)) for site in capture]
+        from countersteer.edits.vectors import read_rows
+
+        groups = read_rows(readouts)
+        return reduced(torch.cat([group.values(self._residual(text, group.site)) for group in groups], dim=1))
 
     def _residual(self, text: str, site: Site) -> Any:
         import torch

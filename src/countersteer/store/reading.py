@@ -27,6 +27,7 @@ from countersteer.store.rows import (
     response_key,
 )
 
+_PAGE = 1000
 _PLANNED = "arm, ordinal, key, latent, label, strength, prompt, user, system, prefix, seed, planned_status"
 
 
@@ -107,10 +108,16 @@ class RunReader:
         return [Answer(*row) for row in self._rows(sql + " ORDER BY ordinal")]
 
     def planned(self, arm: str | None = None) -> Iterator[Planned]:
-        """Planned trials of one arm or of all, by arm and ordinal."""
-        where, values = ("", ()) if arm is None else (" WHERE arm = ?", (arm,))
-        for row in self._rows(f"SELECT {_PLANNED} FROM trials{where} ORDER BY arm, ordinal", values):
-            yield Planned(*row)
+        """Planned trials of one arm or of all, by arm and ordinal. Read in pages, so that writing can go on."""
+        for name in sorted(self.trial_counts()) if arm is None else [arm]:
+            after = -1
+            while True:
+                sql = f"SELECT {_PLANNED} FROM trials WHERE arm = ? AND ordinal > ? ORDER BY ordinal LIMIT {_PAGE}"
+                page = [Planned(*row) for row in self._rows(sql, (name, after))]
+                yield from page
+                if len(page) < _PAGE:
+                    break
+                after = page[-1].ordinal
 
     def trial_counts(self) -> dict[str, int]:
         """Number of planned trials per arm."""

@@ -6,6 +6,7 @@ Results depend on their key only, never on time or order, so a run that was kill
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -125,6 +126,19 @@ class Generator:
 
 
 def _ok(key: str, done: Completion, status: str = "ok", reason: str | None = None) -> Response:
-    return Response(
-        key, status, done.text, done.tokens, done.prompt_tokens, done.finish, done.receipt.to_dict(), reason
-    )
+    receipt = rounded(done.receipt.to_dict())
+    return Response(key, status, done.text, done.tokens, done.prompt_tokens, done.finish, receipt, reason)
+
+
+def rounded(value: Any) -> Any:
+    """Plain data with its floats at 6 significant digits, None for what is not finite.
+
+    A receipt is measured in batches; digits beyond these depend on which requests happened to share one.
+    """
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    return value

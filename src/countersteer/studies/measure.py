@@ -23,7 +23,7 @@ async def max_activations(engine: Engine, sae: Any, prompts: Sequence[str], *, l
     """Largest activation of every latent on each prompt's tokens, [prompts, d_sae], at `layer`; BOS is left out."""
     pieces = []
     for start in range(0, len(prompts), _BATCH):
-        residuals = await engine.forward(list(prompts[start : start + _BATCH]), capture=[Site(layer)], template=True)
+        residuals = await engine.forward(list(prompts[start : start + _BATCH]), capture=Site(layer), template=True)
         pieces.append(sae.max_activations(residuals))
     return np.concatenate(pieces)
 
@@ -32,7 +32,7 @@ async def median_norm(engine: Engine, prompts: Sequence[str], *, layer: int) -> 
     """Median |h| over the prompts' tokens at `layer`; the first position is left out. Raises InputError if it is 0."""
     norms: list[NDArray[np.float64]] = []
     for start in range(0, len(prompts), _BATCH):
-        for h in await engine.forward(list(prompts[start : start + _BATCH]), capture=[Site(layer)], template=True):
+        for h in await engine.forward(list(prompts[start : start + _BATCH]), capture=Site(layer), template=True):
             norms.append(np.asarray(h.double().norm(dim=-1).cpu().numpy())[1:])
     value = float(np.median(np.concatenate(norms))) if norms else 0.0
     if not np.isfinite(value) or value <= 0:

@@ -22,7 +22,7 @@ from countersteer.studies.calibrate import calibrate
 from countersteer.studies.generate import Generator, bounded
 from countersteer.studies.progress import Observer, Silent
 from countersteer.studies.prompts import load_prompts
-from countersteer.studies.setup import Tools, adopt, layers, load_tools, open_run, writable
+from countersteer.studies.setup import Tools, adopt, layers, load_tools, make_judge, open_run, writable
 from countersteer.studies.spec import Spec
 from countersteer.studies.steering import Steering
 
@@ -117,15 +117,12 @@ class _Study:
             self.observer.progress(len(texts), len(planned))
 
         await bounded(planned, one, workers=generator.workers)
-        from countersteer.judging import OfflineJudge, ReferenceSet
-
         by_prompt: dict[str, list[str]] = {prompt: [] for prompt in self.prompts}
         for reference in planned:
             if reference.ordinal in texts:
                 by_prompt[reference.prompt].append(texts[reference.ordinal])
-        references = ReferenceSet({prompt: given for prompt, given in by_prompt.items() if given})
-        judge = OfflineJudge(references)
-        known = {"name": judge.name, "key": judge.key, "references": references.digest}
+        judge = make_judge({prompt: given for prompt, given in by_prompt.items() if given})
+        known = {"name": judge.name, "key": judge.key, "references": judge.references.digest}
         before = self.run.fact("judge")
         if before is None:
             self.run.set_facts(judge=known)

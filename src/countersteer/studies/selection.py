@@ -57,10 +57,10 @@ def choose(
 ) -> Chosen:
     """The latents of a study. `labels`: by index, objects with text and concreteness; `keep`: relevant ones [total].
 
-    Raises InputError for an id out of range, or when none passes.
+    Raises InputError when none passes, or for a needed label that is missing.
     """
     if section.ids is not None:
-        return _given(section.ids, total, labels, need_label)
+        return _given(section.ids, labels, need_label)
     notes: list[str] = []
     rated = {i for i, label in labels.items() if label.concreteness is not None}
     ask = section.concreteness > 0 and bool(rated)
@@ -98,10 +98,8 @@ def choose(
     return Chosen(tuple(_row(rank, index, labels) for rank, index in enumerate(kept)), tuple(notes))
 
 
-def _given(ids: tuple[int, ...], total: int, labels: Mapping[int, Any], need_label: bool) -> Chosen:
+def _given(ids: tuple[int, ...], labels: Mapping[int, Any], need_label: bool) -> Chosen:
     for index in ids:
-        if index >= total:
-            raise InputError(f"[latents] ids names latent {index}, but the SAE has {total}; use 0 to {total - 1}")
         if need_label and index not in labels:
             raise InputError(f"an arm's text uses {{label}} but latent {index} has no label; drop it or label it")
     return Chosen(tuple(_row(rank, index, labels) for rank, index in enumerate(ids)), ())

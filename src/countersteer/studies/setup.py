@@ -38,6 +38,14 @@ def load_tools(spec: Spec) -> Tools:
     return Tools(engine, sae)
 
 
+def make_judge(references: Mapping[str, Sequence[str]]) -> Any:
+    """The study's judge over its frozen references (texts per prompt)."""
+    from countersteer.judging.offline import OfflineJudge
+    from countersteer.judging.references import ReferenceSet
+
+    return OfflineJudge(ReferenceSet.of(references))
+
+
 def open_run(spec: Spec, out: str | Path) -> Run | None:
     """The run of this study in `out`, for reading, if it is finished; None if there is work to do.
 
@@ -99,7 +107,12 @@ def check_inputs(run: Run, **now: Any) -> None:
 
 
 def check_latents(spec: Spec, sae: Any) -> None:
-    """Raise InputError unless the SAE has every latent that an arm clamps."""
+    """Raise InputError unless the SAE has every latent that the study names."""
+    for index in spec.settings.latents.ids or ():
+        if index >= sae.d_sae:
+            raise InputError(
+                f"[latents] ids names latent {index}, but the SAE has {sae.d_sae}; use 0 to {sae.d_sae - 1}"
+            )
     for arm in spec.arms:
         for index in arm.clamp:
             if index >= sae.d_sae:
