@@ -75,8 +75,8 @@ def _interval_chart(
         yOffset=alt.YOffset("kind:N", sort=list(kinds)),
         color=alt.Color("kind:N", sort=list(kinds), title=None),
     )
-    x = alt.X("value:Q", title=title, scale=alt.Scale(zero=True, nice=True))
-    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
+    x = alt.X("value:Q", title=title, scale=alt.Scale(zero=True, nice=True), axis=alt.Axis(tickCount=8))
+    bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title, axis=alt.Axis(tickCount=8)), x2="high:Q")
     return (bars + base.mark_point(filled=True, size=70, opacity=1).encode(x=x)).properties(
         width=WIDTH, height=alt.Step(18)
     )
@@ -139,7 +139,7 @@ def _histograms(
     chart = alt.Chart(alt.Data(values=rows)).mark_bar(color=COLOURS[0]).encode(
         x=alt.X("from:Q", bin="binned", title=title, scale=alt.Scale(domain=list(span)), axis=alt.Axis(tickCount=5)),
         x2="to:Q",
-        y=alt.Y("n:Q", title="% of responses" if share else "responses", axis=alt.Axis(tickCount=3)),
+        y=alt.Y("n:Q", title="% of responses" if share else "responses", axis=alt.Axis(tickCount=3, tickMinStep=1)),
     )  # fmt: skip
     panels = chart.properties(width=WIDTH // 2 - 40, height=90)
     return panels.facet(facet=alt.Facet("arm:N", sort=arms, title=None), columns=2)
@@ -165,7 +165,7 @@ def dose(run: RunReader, result: Mapping[str, Any]) -> Any:
     unit = (
         "median |h| / |decoder row|" if (result["calibration"] or {}).get("units") == "relative" else "latent's units"
     )
-    x = alt.X("strength:Q", title=f"strength ({unit})")
+    x = alt.X("strength:Q", title=f"strength ({unit})", axis=alt.Axis(tickCount=8))
     y = alt.Y("score:Q", title="score of the first attempt", scale=alt.Scale(domain=[0, 100]))
     chart = alt.Chart(alt.Data(values=dots)).mark_circle(size=16, opacity=0.3, color=COLOURS[4]).encode(x=x, y=y)
     chart += alt.Chart(alt.Data(values=means)).mark_line(color=COLOURS[0], point=True, strokeWidth=2.5).encode(x=x, y=y)
@@ -199,7 +199,7 @@ def levels(result: Mapping[str, Any]) -> Any:
             for arm in arms for k in kinds if arm[k]
         ]  # fmt: skip
         lines = alt.Chart(alt.Data(values=rows)).encode(
-            x=alt.X("scale:Q", title="strength / calibrated strength"),
+            x=alt.X("scale:Q", title="strength / calibrated strength", axis=alt.Axis(tickCount=6)),
             color=alt.Color("kind:N", title=None, sort=[NAMES[k] for k in (*kinds, "first_attempt")]),
         )
         bars = lines.mark_rule(strokeWidth=1.5).encode(y=alt.Y("low:Q", title=title), y2="high:Q")
@@ -230,7 +230,8 @@ def strengths(run: RunReader) -> Any:
     else:
         place = alt.Y("latent:N", title=None, sort=names, axis=alt.Axis(labelLimit=260))
     base = alt.Chart(alt.Data(values=rows)).encode(y=place)
-    bars = base.mark_rule(strokeWidth=1.5, color=COLOURS[4]).encode(x=alt.X("low:Q", title=title), x2="high:Q")
+    low_end = alt.X("low:Q", title=title, axis=alt.Axis(tickCount=8))
+    bars = base.mark_rule(strokeWidth=1.5, color=COLOURS[4]).encode(x=low_end, x2="high:Q")
     dots = base.mark_circle(size=20 if many else 45, color=COLOURS[0], opacity=1).encode(
         x=alt.X("value:Q", title=title)
     )

@@ -43,6 +43,7 @@ def summarise(run: RunReader) -> dict[str, Any]:
     def one(name: str) -> dict[str, Any]:
         outcomes = arms[name]
         facts = _facts(outcomes)
+        facts["same_as_base"] = None if name == base else len(_same(outcomes, arms.get(base, [])))
         metrics = measure(outcomes, effects=effects, rng=partial(draws, name))
         same = clean_effects == effects and clean[name] == outcomes
         rest = (
@@ -111,11 +112,16 @@ def _note(settings: Mapping[str, Any], outcomes: Sequence[Outcome], base: Sequen
     intended = settings.get("steered") or settings.get("clamp")
     if done and intended and not any(o.acted for o in outcomes):
         notes.append("nothing ever acted: no edit of this arm changed a token of any response")
-    theirs = {o.key: o.text_hash for o in base if o.status == OK}
-    shared = [o for o in done if o.status == OK and o.key in theirs]
-    if shared and all(o.text_hash == theirs[o.key] for o in shared):
+    same = _same(outcomes, base)
+    if same and len(same) == sum(o.status == OK for o in outcomes):
         notes.append("every response equals that of base: what this arm changes had no effect on the text")
     return "; ".join(notes) or None
+
+
+def _same(outcomes: Sequence[Outcome], base: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes whose text equals that of base's trial of the same latent, prompt and seed."""
+    theirs = {o.key: o.text_hash for o in base if o.status == OK}
+    return [o for o in outcomes if o.status == OK and theirs.get(o.key) == o.text_hash]
 
 
 def calibration(run: RunReader) -> dict[str, Any] | None:

@@ -12,7 +12,14 @@ from countersteer.report.words import NAMES, WHY, headline, limits, number, p_va
 
 COLUMNS = ("first_attempt", "multi_attempt", "esr", "improvement", "resample_baseline")
 CONTRASTED = ("first_attempt", "multi_attempt", "esr", "improvement")
-_MIN_WIDTH = 100
+HEADS = {
+    "first_attempt": "first-attempt\nscore",
+    "multi_attempt": "multi-attempt\nrate",
+    "esr": "ESR\nrate",
+    "improvement": "improvement\nrate",
+    "resample_baseline": "resample\nbaseline",
+}
+_MIN_WIDTH = 112
 
 
 def render(result: Mapping[str, Any], *, width: int | None = None, colour: bool | None = None) -> str:
@@ -48,16 +55,20 @@ def _arms(result: Mapping[str, Any]) -> Any:
 
     caption = "95% intervals for these prompts (effective-n Wilson; scores: bootstrap over latents)"
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
-    table.add_column("arm", overflow="fold")
+    table.add_column("arm", overflow="fold", min_width=_name_width(result))
     for name in ("valid", "acted"):
         table.add_column(name, justify="right")
     for metric in COLUMNS:
-        table.add_column(NAMES[metric], justify="right")
+        table.add_column(HEADS[metric], justify="right", no_wrap=True)
     for name, arm in result["arms"].items():
         cells = [_cell(metric, arm[metric]) for metric in COLUMNS]
         valid = f"{arm['valid']:,}\nof {arm['trials']:,}"
         table.add_row(Text(name), Text(valid), Text(f"{arm['acted']:,}"), *(Text(cell) for cell in cells))
     return table
+
+
+def _name_width(result: Mapping[str, Any]) -> int:
+    return min(max((len(name) for name in result["arms"]), default=3), 24)
 
 
 def _cell(metric: str, data: Mapping[str, Any] | None) -> str:
@@ -74,9 +85,9 @@ def _contrasts(result: Mapping[str, Any]) -> Any:
 
     caption = "differences with 95% intervals, rates in points; p from swapping arms within latents, Holm over the arms"
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
-    table.add_column(f"against {result['base']}", overflow="fold")
+    table.add_column(f"against {result['base']}", overflow="fold", min_width=_name_width(result))
     for metric in CONTRASTED:
-        table.add_column(NAMES[metric], justify="right")
+        table.add_column(NAMES[metric], justify="right", no_wrap=True)
     for name, metrics in result["contrasts"].items():
         table.add_row(Text(name), *(Text(_shift(metric, metrics[metric])) for metric in CONTRASTED))
     return table

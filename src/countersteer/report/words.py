@@ -21,7 +21,7 @@ NAMES = {
 }
 """What each metric is called in text."""
 SCORES = ("first_attempt", "mean_improvement")
-WHY = {"no-pairs": "no pairs", "no-data": "no such response in one arm", "zero-events": "none in base"}
+WHY = {"no-pairs": "no pairs", "no-data": "none in one arm", "zero-events": "none in base"}
 """Why a contrast or a ratio is missing, by its status."""
 FEW_LATENTS = 20
 FEW_TRIALS = 20
@@ -86,6 +86,11 @@ def headline(result: Mapping[str, Any]) -> str:
     if not base or not base["esr"]:
         return "There is no valid trial yet, so there is no result."
     esr, multi = base["esr"], base["multi_attempt"]
+    if not multi["value"]:
+        return (
+            f"Steered off topic, the model began again in none of {base['valid']:,} responses"
+            f" (95% interval {limits('esr', multi['interval'])}% for these prompts)."
+        )
     return (
         f"Steered off topic, the model began again in {number('esr', multi['value'])} of {base['valid']:,} responses"
         f" and ended with a better answer in {number('esr', esr['value'])}"
@@ -126,8 +131,8 @@ def _unsteered(result: Mapping[str, Any]) -> str:
         settings, multi = arm["settings"], arm["multi_attempt"]
         if not settings.get("steered") and not settings.get("clamp") and multi:
             parts.append(
-                f"In {name}, {number('esr', multi['value'])} of {multi['n']:,} responses have more than one attempt (95%"
-                f" interval {limits('esr', multi['interval'])}), and first attempts score"
+                f"In {name}, {number('esr', multi['value'])} of {multi['n']:,} responses have more than one attempt"
+                f" (95% interval {limits('esr', multi['interval'])}), and first attempts score"
                 f" {number('first_attempt', arm['first_attempt']['value'])} on average."
             )
     return " ".join(parts)
@@ -139,8 +144,8 @@ def _recovers(result: Mapping[str, Any]) -> str:
         return ""
     rate = base["improvement"]
     text = (
-        f"Of the {rate['n']:,} responses with more than one attempt, {number('esr', rate['value'])} end better than they"
-        f" began (95% interval {limits('esr', rate['interval'])})."
+        f"Of the {rate['n']:,} responses with more than one attempt, {number('esr', rate['value'])} end better than"
+        f" they began (95% interval {limits('esr', rate['interval'])})."
     )
     baseline, recovery = base["resample_baseline"], base["recovery"]
     if not baseline or not recovery:
