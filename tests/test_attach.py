@@ -147,12 +147,13 @@ def test_beams_over_left_padded_rows_equal_each_text_alone() -> None:
 
 def right_or_refused(model: Any, span: str, call: Callable[[], list[int]], expected: list[int], steer: Any) -> str:
     """A call inside a block gives the right tokens or is refused by name; anything else fails the test."""
+    before = hooks_of(model)
     try:
         with cs.attach(model, steer.span(span)):
             got = call()
     except (InputError, NoOpError) as error:
         assert isinstance(error, RefusedError), f"{span}: {error}"
-        assert hooks_of(model) == {}
+        assert hooks_of(model) == before
         return "refused"
     assert got == expected, span
     return "right"
@@ -238,13 +239,17 @@ def test_two_blocks_at_one_layer_read_the_same_residual() -> None:
     else:
         raise AssertionError("no case tells the two orders apart")
     assert attached(model, a + b, text)[0] == expected
-    try:
-        with cs.attach(model, a), cs.attach(model, b):
-            got = generate(model, [text])[0]
-    except RefusedError:
-        got = expected
-    assert got == expected
-    assert hooks_of(model) == {}
+    for first, second in ((a, b), (b, a)):
+        try:
+            with cs.attach(model, first) as outer, cs.attach(model, second) as inner:
+                got = generate(model, [text])[0]
+        except RefusedError as error:
+            assert "block" in str(error), f"refused for another reason: {error}"
+        else:
+            assert got == expected
+            for handle in (outer, inner):
+                assert handle.receipt.layers[0].tokens_seen == len(text) + GREEDY.max_tokens - 1
+        assert hooks_of(model) == {}
 
 
 def test_several_texts_in_one_block_and_blocks_one_after_the_other() -> None:
