@@ -56,6 +56,11 @@ def words(text: str) -> Counter[str]:
     return counts
 
 
+def content_words(text: str) -> frozenset[str]:
+    """The stemmed words of a text that are not common function words."""
+    return frozenset(word for word in words(text) if word not in _COMMON)
+
+
 @dataclass
 class Affinity:
     """Word statistics of a reference set; `texts[i]` are the references of prompt i, `prompts[i]` its own words."""

@@ -12,12 +12,14 @@ import re
 from dataclasses import dataclass
 
 from countersteer.judging import cues
+from countersteer.judging.affinity import content_words
 from countersteer.judging.prose import BLANK, Piece, mask, normal, pieces
 
 VERSION = 1
 """Changes whenever the same text may be split differently."""
 
 _REACH = 260
+_VIEW = 160
 _ENOUGH = 2.0
 _WORD = re.compile(r"[^\W_]+")
 _DANGLING = re.compile(
@@ -36,6 +38,22 @@ _META = re.compile(
     re.IGNORECASE,
 )
 _HEDGED = re.compile(r"it\b|(?:that|this) (?:sounds|looks|seems|may|feels)|this (?:is not|isn't) about", re.IGNORECASE)
+_CLAUSE = re.compile(r"[^.!?:;\n—]{3,160}")
+_REPORTED = re.compile(
+    r"\b(?:(?:say|says|said|saying|write|writes|wrote|reply|replies|replied|tell|tells|ask|asks|type|types|shout|shouts|cry|cries|cried|answers|admit|admits|"
+    r"phrases?|such as|for example|for instance|e\.g\.|reads|sounds like|script)\b[^.!?\n]{0,60}:|(?:say|says|said|reply|replies|shout|cry|cries|type),)[ \"'(*_]*$",
+    re.IGNORECASE,
+)
+_POLITE = re.compile(
+    r"\W*(?:(?:thanks|thank you|good (?:catch|point|question|eye)|great (?:catch|question|point)|nice catch|you(?:'re| are) (?:\w+ )?(?:right|correct)|sure|of course|"
+    r"certainly|absolutely|hi|hello|hey|yes|ok|okay|no problem|happy to help|well spotted|fair (?:point|enough)|true|indeed|i see|right|ah|oh|good (?:morning|evening|day))\b[^.!?\n]{0,80}[.!?\n]\s*){0,3}\W*$",
+    re.IGNORECASE,
+)
+_COMPOSE = re.compile(
+    r"^\W*(?:please |(?:can|could|would|will) you (?:please )?)?(?:write|draft|compose|tell|invent|improvise|continue|make up|create|pen|role-?play|script|give me|finish)\b[^.?!]*\b(?:letter|e-?mail|text|message|note|story|tale|"
+    r"diary|journal|poem|song|lyrics|scene|dialogue|speech|script|monologue|jokes?|apology|toast|play|haiku|limerick|tweet|post|sms|voicemail|conversation|anecdote|fable|essay|memoir|skit|sketch|rap|verse|blog)\b",
+    re.IGNORECASE,
+)
 _GAP = 60
 
 
@@ -50,6 +68,7 @@ class _Evidence:
     last: int = 0
     resumes: bool = False
     pure: bool = False
+    cued: bool = False
 
 
 _NOTHING = _Evidence(0.0)
@@ -90,10 +109,18 @@ def _weigh(text: str, piece: Piece, before: str, *, carried: bool) -> _Evidence:
     rest, interruption, last = _opening(text, piece.start, end, after_question=after_question)
     breaks = (interruption > 0 and not _ANSWER.match(body)) or carried
     hits: list[tuple[float, cues.Cue, int, int]] = []
+    personal = cues.FIRST_PERSON.search(text, piece.start, end) is not None
     for cue in cues.CUES:
+        if cue.first_person and not personal:
+            continue
         m = (cue.pattern.match(text, rest, end) or (cue.pattern.match(text, piece.start, end) if rest > piece.start else None)) if cue.anchored else cue.pattern.search(text, piece.start, end)
         if m:
             hits.append((cue.weight, cue, m.start(), m.end()))
+    voiced = personal or cues.OWN_VOICE.match(text, rest, end) is not None
+    if not hits and not interruption and not carried and not piece.broken and not voiced:
+        return _NOTHING
+    if _REPORTED.search(before):
+        return _NOTHING
     believed = cues.BELIEF.search(before) is not None
     habit = cues.HABIT.search(body) is not None
     kept = []
@@ -118,18 +145,28 @@ def _weigh(text: str, piece: Piece, before: str, *, carried: bool) -> _Evidence:
         words = _WORD.findall(tail)
         if cues.SHORT_THAT.match(tail) and not cues.HARMLESS_THAT.match(tail) and len(words) <= 9:
             weight, last = 1.0, end
-        elif 0 < len(words) <= 3 and text[rest:end].rstrip().endswith(("?", "!")) and last > piece.start:
+        elif 0 < len(words) <= 4 and text[rest:end].rstrip().endswith(("?", "!")) and last > piece.start:
+            weight, last = 1.0, end
+        elif breaks and re.match(r"(?:disregard|ignore|forget) (?:the|that) \w+$", tail):
             weight, last = 1.0, end
         elif re.match(r"not \w+", tail) and len(words) <= 8:
             weight, last = 1.0, end
         elif re.search(r"\b(?:(?:has|have) no place|don'?t belong|doesn'?t belong|nothing to do with|\w+ again$|different (?:subject|topic)|is over|still \w+ing)", tail):
             weight, last = 1.0, end
+    if not weight and not believed and not habit and not piece.listed:
+        clause = _CLAUSE.match(text, rest, end)
+        if clause and len(_WORD.findall(clause[0])) <= 16 and all(
+            pattern.search(clause[0]) for pattern in (cues.OWN_VOICE, cues.FAULT, cues.ABOUT_ANSWER)
+        ):
+            weight, last, own = 1.5, max(last, clause.end()), True
+    if not weight and piece.broken and _DANGLING.search(before[-40:]) and re.match(r"[\w' ]{2,30}\?", text[rest:end]):
+        weight, last = 1.0, end
     total = weight + min(interruption, 2.0)
     if total and piece.broken and (interruption >= 1 or weight >= 1) and _DANGLING.search(before[-40:]):
         total += 1.0
     resumes = bool(kept) and all(hit[1].name in _RESUMING for hit in kept) and not interruption
     pure = interruption >= 1 and not kept and not _WORD.search(text, rest, end)
-    return _Evidence(total, own, interruption >= 1, piece.start if interruption else first, last, resumes, pure)
+    return _Evidence(total, own, interruption >= 1, piece.start if interruption else first, last, resumes, pure, weight >= 1.0)
 
 
 def _letters(text: str) -> list[tuple[int, int]]:
@@ -158,11 +195,25 @@ def _leads(lead: str, body: str) -> bool:
     return words <= 10 and _BREAK_WORD.match(body) is None and _META.match(lead) is not None
 
 
-def find_restarts(response: str) -> list[tuple[int, int]]:
-    """Each restart as (its first character, the end of its language), in order."""
+def _turns(response: str, start: int, stop: int, prompt: str | None) -> bool:
+    """Whether the text returns to its subject after [start, stop): it takes up words of the prompt that the text just
+    before had left, or begins again with the words that the response began with."""
+    after = content_words(response[stop : stop + _VIEW])
+    if prompt:
+        asked = content_words(prompt)
+        back, before = len(after & asked), len(content_words(response[max(0, start - _VIEW) : start]) & asked)
+        if back > before:
+            return True
+    opening = content_words(response[: min(start, 90)])
+    return len(opening & content_words(response[stop : stop + 110])) >= 2
+
+
+def find_restarts(response: str, prompt: str | None = None) -> list[tuple[int, int]]:
+    """Each restart as (its first character, the end of its language), in order; see `split_attempts`."""
     text = mask(normal(response))
     cut = pieces(text)
     letters = _letters(text)
+    composed = prompt is not None and _COMPOSE.search(prompt[:400]) is not None
     found: list[tuple[int, int]] = []
     run: list[tuple[Piece, _Evidence]] = []
 
@@ -173,14 +224,16 @@ def find_restarts(response: str) -> list[tuple[int, int]]:
         own = any(evidence.own for _, evidence in run)
         piece, evidence = run[0]
         inside = any(a <= piece.start < b for a, b in letters)
-        if total < _ENOUGH or (inside and not own):
+        if (inside or composed) and total < _ENOUGH + (0.0 if own else 1.0):
+            return
+        if total < _ENOUGH and (not any(evidence.cued for _, evidence in run) or not _turns(response, piece.start, run[-1][1].last, prompt)):
             return
         start = piece.start if _opens_meta(text, piece.start, evidence.first) else evidence.first
         if start == piece.start and lead is not None:
             if lead.sentence == piece.sentence and _leads(text[lead.start : piece.start], text[piece.start : piece.end]):
                 start = lead.start
         stop = run[-1][1].last
-        if not _WORD.search(response, 0, start):
+        if _POLITE.match(response[:start]) or not _WORD.search(response, 0, start):
             return
         if found and _merges(text, found[-1][1], start, run):
             found[-1] = (found[-1][0], stop)
@@ -213,15 +266,16 @@ def _merges(text: str, previous: int, start: int, run: list[tuple[Piece, _Eviden
     return all(evidence.resumes for _, evidence in run) and len(between) <= _GAP and "\n\n" not in between
 
 
-def split_attempts(response: str) -> list[tuple[int, int, str | None]]:
+def split_attempts(response: str, *, prompt: str | None = None) -> list[tuple[int, int, str | None]]:
     """Split a response into attempts: (start, end, restart phrase or None), which together cover all of it.
 
+    `prompt`, where known, lets weak restart language count if the text takes up the prompt's words again after it.
     Offsets are in characters, end exclusive. The first attempt has no phrase. A response without a word has no
     attempt at all (an empty list). Linear in the length of the response.
     """
     if not _WORD.search(response):
         return []
-    restarts = find_restarts(response)
+    restarts = find_restarts(response, prompt)
     starts = [0, *(start for start, _ in restarts)]
     ends = [*starts[1:], len(response)]
     phrases = [None, *(response[a:b].strip() for a, b in restarts)]

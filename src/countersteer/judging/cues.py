@@ -43,7 +43,7 @@ _SAY = (
 )
 _OWN = (
     rf"(?:(?:none|most|much|all|half|every bit|any|both|some) of (?:that|this|it|those|these|the above|what i \w+)|"
-    rf"(?:everything|nothing|anything|what|all)(?: that)? (?:i|i've|i have|i had|i was|i just)\b(?: just| \w+ly)? ?{_SAY}?|"
+    rf"(?:everything|nothing|anything|what|all)(?: that)? (?:i|i've|i have|i had|i was|i just)\b(?: just| \w+ly)? ?{_SAY}?(?: above| before| so far| there| just now| earlier)?|"
     rf"what (?:came|went) before|(?:the|everything|all) (?:above|preceding|foregoing)|"
     rf"(?:the|my|that|this|those|these) (?:(?:\w+|above|previous|last|first|preceding|whole|entire) ){{0,2}}?{_OWN_NOUN}"
     rf"(?: (?:above|before|so far|there|just now|i (?:just )?{_SAY}))?)"
@@ -126,7 +126,8 @@ class Cue:
     """A kind of restart language: `weight` 2 is enough alone, 1 needs company.
 
     `own`: it speaks of this very answer or its question, so that neither a letter nor others' beliefs explain it.
-    `anchored`: it counts only at the start of a piece, after interruptions and fillers.
+    `anchored`: it counts only at the start of a piece, after interruptions and fillers. `first_person`: it cannot
+    stand in a piece without a word of `FIRST_PERSON`.
     """
 
     name: str
@@ -134,10 +135,17 @@ class Cue:
     pattern: re.Pattern[str]
     own: bool = False
     anchored: bool = False
+    first_person: bool = False
+
+
+FIRST_PERSON = re.compile(
+    r"\b(?:i|i'?(?:m|ve|ll|d)|let|lets|lemme|allow|permit|time|gotta|better|best|please|return|coming|going|myself)\b", _FLAGS
+)
 
 
 def _cue(name: str, weight: float, pattern: str, *, own: bool = False, anchored: bool = False) -> Cue:
-    return Cue(name, weight, re.compile(pattern, _FLAGS), own, anchored)
+    first_person = name.startswith("i-") or name in ("new-start", "properly", "answer-question", "keep-doing", "on-mind", "failed")
+    return Cue(name, weight, re.compile(pattern, _FLAGS), own, anchored, first_person and name not in ("i-realise", "i-wonder"))
 
 
 CUES: tuple[Cue, ...] = (
@@ -192,7 +200,7 @@ CUES: tuple[Cue, ...] = (
          r"i'?(?:ll| will)? take (?:that|it|all of that|all that) back|let me (?:take (?:that|it|all that|all of that) back|unsay)|i(?:'ve| have) (?:just )?(?:contradicted myself|done it (?:again|a second time))|"
          r"i should(?:n't| not) have (?:said|written|gone|brought|mentioned|started)|i know better)", own=False),
     _cue("i-digress", 2, r"\b(?:i digress|i misspeak|i ramble|i('?m| am) (?:rambling|digressing|drifting|waffling|off topic))\b"),
-    _cue("i-realise", 1, r"\b(?:i (?:just |now |suddenly )?(?:see|notice|noticed|realis\w*|realiz\w*|spotted|spot|caught) (?:now )?(?:that|i|i've|i'm|my|this|an?|the|myself)\b|(?:looking|reading|going|checking) (?:that |this |it )?(?:back|over|again)|on (?:checking|re-?reading|reflection|second thought)|re-?reading|come to think of it)"),
+    _cue("i-realise", 1, r"\b(?:i (?:just |now |suddenly )?(?:see|find|notice|noticed|realis\w*|realiz\w*|spotted|spot|caught) (?:now )?(?:that|i|i've|i'm|my|this|an?|the|myself)\b|(?:looking|reading|going|checking) (?:that |this |it )?(?:back|over|again)|on (?:checking|re-?reading|reflection|second thought)|re-?reading|come to think of it)"),
     # announcing a new start
     _cue("new-start", 2, rf"\b{_WILL} {_W_ADV}(?:(?:stop|go back|back up|pause|rewind|apologi[sz]e|return)(?: here| there)?(?: and|,) (?:\w+ly )?)?(?:{_START}(?: (?:this|that|it|all|the whole thing|my answer))? ?(?:all )?{_AGAIN}|re-?start\b|redo\b|re-?focus\b|re-?group\b|rewind\b|back ?track\b|back up\b(?! (?:your|the|to|with|any|all))|start (?:this|that) (?:\w+ )?over|"
          rf"re-?set\b{_STOP}|redirect myself|reorient|steer (?:back|this)|"
@@ -204,7 +212,7 @@ CUES: tuple[Cue, ...] = (
          r"give you (?:the|a) (?:\w+ )?(?:proper|real|right|correct|actual|better)|"
          r"(?:stop|stopping) (?:there|here|right there|myself|this))", own=True),
     _cue("properly", 2, rf"\b{_WILL} {_W_ADV}(?:re-?)?(?:state|phrase|explain|write|do|answer|tell|give|describe|start|say|calculate|compute|list|put|tackle|try|work)\b[^.!?:]{{0,40}}?\b(?:correctly|properly|afresh|anew|this time|right this time|the right way|from scratch|without the \w+)(?= *[.,:;!—–]|$)", own=True),
-    _cue("starting-again", 2, rf"(?:re-?starting(?: my| the| this)?(?: answer| response)?|starting|beginning|trying|redoing|re-?doing|retrying|rewriting|recalculating|re-?writing|rewinding|resetting|taking (?:it|that|this)|answering|going|deleting|scrapping|discarding|backtracking|refocusing|correcting)(?: (?:this|that|it|all of that|myself|the answer))?(?: (?:and|then) \w+ing (?:it|this|that)?)? ?(?:{_AGAIN}|back)?{_STOP}", own=True, anchored=True),
+    _cue("starting-again", 2, rf"(?:re-?starting(?: my| the| this)?(?: answer| response)?|starting|beginning|trying|redoing|re-?doing|retrying|rewriting|recalculating|re-?writing|rewinding|resetting|taking (?:it|that|this)|answering|deleting|scrapping|discarding|backtracking|refocusing|correcting)(?: (?:this|that|it|all of that|myself|the answer))?(?: (?:and|then) \w+ing (?:it|this|that)?)? ?(?:{_AGAIN}|back)?{_STOP}", own=True, anchored=True),
     _cue("gerund-again", 2, rf"\b(?:starting|beginning|trying|writing it|doing (?:it|that|this)|answering|taking (?:it|this|that)) (?:this |that |it |all )?{_AGAIN}\b", own=True),
     _cue("imperative-again", 1, rf"(?:start|begin|try|once|one more time|from|back|here goes|here we go) ?(?:over|more|again|afresh|anew|fresh|once more|the top|the beginning|the start|scratch|to the beginning|to the start)?(?:,? then)?(?= *[:—–-])", own=True, anchored=True),
     _cue("here-is-real", 2, r"\bhere(?:'?s| is| are| comes| goes)[^.!?:]{0,25}?\b(?:(?:actual|real|correct|corrected|right|proper|true|better|revised|new|fixed|relevant|on-topic|second) (?:\w+ )?(?:answer|version|reply|response|one|attempt|explanation|try)|actually |really |what you (?:actually |really )?(?:asked|wanted|needed)|(?:an?|the|my) (?:answer to (?:your|the)|corrected|fixed|revised|working))", own=True),
@@ -218,21 +226,61 @@ CUES: tuple[Cue, ...] = (
     _cue("start-bare", 1, r"(?:start(?:ing)?|begin(?:ning)?) (?:over|again|afresh|anew|fresh)(?= *[.!,—–-]| *$)", own=True, anchored=True),
     _cue("label-comma", 1, r"(?:so,? )?(?:once again|once more|again|properly this time|this time)(?= *[:,])", anchored=True),
     _cue("from-top", 1, r"\b(?:from (?:the (?:top|very beginning|beginning|start)|scratch)(?:,? then| again| once more)?|properly this time|for real this time|on topic this time)(?= *[:.,;!—–-]|$)"),
+    # drifting, told from outside
+    _cue("was-about", 1.5, r"(?:that|this|all that|it all|those|most of that)(?: \w+ly| all| last bit| last part| part| bit)? (?:was|were) (?:all |really |meant |only )?(?:about|for|from|to do with) (?!\d)[^.!?]{2,60}", anchored=True),
+    _cue("i-wrote-about", 1, r"\bi (?:just )?(?:wrote|went on|talked|rambled|answered|was on|was going on|spoke|waffled)(?: \w+)? (?:about|on)\b"),
+    _cue("beside-point", 1.5, r"\b(?:(?:is|are|was|were|'s|all|completely|totally|entirely|utterly|wholly|quite|rather|somewhat|mostly) (?:beside the point|irrelevant|unrelated|off[- ]topic|off the point|wrong|besides the point)|has no place (?:here|in)|have no place (?:here|in)|not (?:helpful|useful|relevant|on topic)(?= *[.,!]))", anchored=True),
+    _cue("enough", 2, r"(?:enough (?:of (?:that|this)|about|with the|already about)|(?:that'?s )?(?:enough|too much) (?:rambling|digressing|digression|of a tangent|of a detour|nonsense|about)|so much for (?:the |that |my )?(?:\w+ )?(?:tangent|digression|detour))\b", anchored=True),
+    _cue("so-much-for", 1, r"(?:so much for|hold that|leaving|leave|setting|set)(?: \w+){1,2}(?: aside)?(?= *[.,:;])", anchored=True),
+    _cue("mind-wandered", 2, r"(?:my|the) (?:\w+ )?(?:train of thought|mind|brain|thoughts?|attention|focus|pen|keyboard|fingers?|memory|answer|circuits|wires|notes)(?: \w+)? (?:has |have |had |just |got |is |was |went |must have )*(?:derailed|wandered|wandering|drifted|drifting|strayed|crossed|slipped|gone|lost|jumped|off|mixed|scrambled|astray|elsewhere|blank|ran|run|failed|left)\b", own=True, anchored=True),
+    _cue("own-drifts", 2, r"(?:that|this|the|my) (?:\w+ )?(?:paragraph|answer|sentence|reply|response|text|section|explanation|draft|list|statement|claim) (?:has |have |had |is |was |just |got |must be |should be |needs to be )*(?:drift\w*|wander\w*|stray\w*|derail\w*|ran away|run away|retracted|withdrawn|deleted|struck|scrapped|redone|rewritten|corrected|replaced|gone|went|lost|escaped|veered|got away|a mess|must go|needs? (?:redoing|rewriting|replacing|correcting|a redo))\b", own=True, anchored=True),
+    _cue("i-begin-again", 2, rf"\b(?:shall i|should i|i|may i|can i|and i|so i) (?:will |shall |'ll |must |am |here(?:by)? )?(?:re-?)?(?:begin|start|try|answer) (?:this |it |that |my answer )?(?:{_AGAIN}|again)(?= *[.,:;!?—–)\]]|$)", own=True),
+    _cue("did-i-say", 2, r"\bdid i (?:really |just |seriously |actually )?(?:say|write|mention|type|claim|put|call)\b", own=True),
+    _cue("what-has-x", 2, r"\bwhat (?:does|do|has|have|did|is|are|was|on earth does) [^.!?]{1,40}?(?:\bdo(?:ing)? with\b|\bdoing (?:here|in (?:this|my|there))\b)[^.!?]{0,40}\?", own=True),
+    _cue("why-x", 1, r"(?:why|how come|where'?s) (?:\w+ ){0,2}?\w+\?", anchored=True),
+    _cue("reconsider", 2, rf"\b{_WILL} {_W_ADV}(?:re-?consider|re-?think|think (?:again|(?:this|that|it) (?:over|through) again)|re-?assess|re-?examine|re-?calculate|re-?compute|re-?evaluate|look again|wipe the slate)\b", own=True),
+    _cue("double-check", 1, rf"\b{_WILL} {_W_ADV}(?:double-?check|re-?check|check that|verify that|re-?read)\b", own=True),
+    _cue("owe-correction", 2, r"\b(?:a (?:quick |small |brief |major )?(?:correction|retraction) (?:is in order|is needed|is due|is called for|here)|i owe you (?:a correction|an apology|a proper|a better|the)|i have to (?:correct|apologi[sz]e)|i need to apologi[sz]e)", own=True),
+    _cue("excuse-detour", 2, r"(?:forgive|excuse|pardon|sorry about|ignore|apologies for) (?:the|my|that|this) (?:\w+ )?(?:detour|digression|tangent|ramble|rambling|wandering|aside|interruption|mix-?up|nonsense|muddle|slip|confusion|drift|drifting|sidetrack|excursion|false start)\b", own=True, anchored=True),
+    _cue("tangent-over", 2, r"(?:(?:tangent|digression|detour|rant|ramble|aside|excursion) (?:over|ends|ended|aside|finished)|(?:end of|end) (?:the |that |my )?(?:tangent|digression|detour|rant|ramble)|(?:but |and )?(?:enough|no more) (?:rambling|digressing|wandering|waffling|digressions?|waffle))\b", anchored=True),
+    _cue("i-asked-gave", 2, r"\byou (?:\w+ )?(?:asked|wanted|meant|needed)\b[^.!?]{1,60}?\b(?:and|but|yet|while|whereas)(?: here)? (?:i|i'm|i've|my|that|this|what i)\b", own=True),
+    _cue("what-you-asked-was", 2, r"(?:(?:so|now|and),? )?(?:what you (?:actually |really )?(?:asked|wanted|meant)(?: for| to know| me)? (?:was|is)|as (?:to|for) what you (?:asked|wanted)|your (?:actual |real )?question,? (?:again|then)|the thing you asked)\b", own=True, anchored=True),
+    _cue("your-question", 1.5, r"(?:(?:anyway|right|now|so|ok|okay),? )*(?:to |on to |about )?your (?:actual |real |original )?question(?: (?:about|on|again|was)\b|(?= *[.:]))", own=True, anchored=True),
+    _cue("steering-back", 1.5, r"(?:steering|coming|circling|swinging|bringing (?:it|this|us)|turning|heading|moving) (?:this |it |us |me )?back (?:to|on)\b", anchored=True),
+    _cue("stopping", 1.5, r"(?:stopping|pausing|halting) (?:here|there|right there|right here|myself|this)\b|\bi'?m (?:going to|gonna) (?:stop|quit) (?:and|there|here)\b", anchored=True),
+    _cue("throw-out", 1, r"(?:throw|toss|cross|rub|wipe|chuck|bin|hold|trash) (?:that|this|it|all that|that thought)(?: away| out| off| thought)?(?:,? please)?(?= *[.,!;—–]|$)", anchored=True),
+    _cue("crossing-out", 2, r"(?:crossing|rubbing|wiping|tossing|throwing|striking|taking|blotting|editing|binning|scratching|undoing|walking) (?:that|this|it|all that|all of that)(?: \w+)?(?: out| away| back| off)?(?= *[.,:!;—–]|$)", own=True, anchored=True),
+    _cue("here-again", 2, r"here (?:i|we) go again\b|here goes again|here(?:'?s| is| comes| are) (?:another|my (?:second|next|new|real|actual)|a (?:second|new|fresh|better|corrected|proper|revised|cleaner)|an actual|the (?:second|new|revised|corrected|proper)) (?:attempt|try|go|version|answer|shot|start|one|take)\b|here it is (?:again|corrected|without|properly|once more)|here(?:'?s| is) what (?:i|it) should have", own=True, anchored=True),
+    _cue("should-have-said", 2, r"\bi should have (?:said|written|told|explained|answered|started|described|put|been|begun|given|talked|stuck|kept)\b", own=True),
+    _cue("off-again", 2, r"\bi'?m (?:off|at it|doing it|there|going off|wandering off) again\b|\b(?:there|off) i (?:go|went)(?: again)?\b", own=True),
+    _cue("turn-label", 1, r"(?:anyway|right|now|so|okay|ok|anyhow)(?:,|:) ?(?:the |your |to )?\w+(?: \w+)?(?= *[.:!])", anchored=True),
+    _cue("lucky", 2, r"(?:(?:second|third|2nd|3rd) time(?:'s)? (?:lucky|the charm|around)|(?:my )?answer,? (?:second|again|take|attempt|corrected|revised|version)[^.!?:]{0,20}(?=:)|(?:first|second|third|new|fresh|revised|corrected) (?:answer|version|attempt|draft|try)(?= *[:.])|from the (?:top|beginning|start)(?:,? then|,? again)?(?= *[.:!—–]|$)|(?:from|at|back to) (?:scratch|zero|square one)(?:,? then| again)?(?= *[.:!—–]|$))", own=True, anchored=True),
+    _cue("ignore-me", 2, r"(?:ignore|don'?t mind|disregard|excuse|forgive|never ?mind|pay no attention to) me(?= *[.,!;:—–]|$)|(?:nm|nvm|jk|brb)\b(?= *[.,!;:—–]|$)|wrong (?:convo|chat|window|tab|one|thing|thread|file|note|page|notes|card|script|channel|animal|place|person|way|end)(?= *[.,!;:—–)\]]|$)|(?:wtf|idk why)\b", anchored=True),
+    _cue("never-mind", 1, r"(?:never ?mind|forget it|whatever|back up|start over|start again|begin again|go back)(?= *[.,!;:—–)\]]|$)", anchored=True),
+    _cue("x-not-y", 1.5, r"(?:that|this|those|these|it|they)(?:'?s| is| was| are| were|'re) (?:about |for |how |all )?(?:\w+ ){0,3}\w+,? (?:and )?not (?:for |about |the |an? |how )?\w+(?= *[.,!;:—–]|$)", anchored=True),
+    _cue("make-that", 1.5, r"(?:make|read) that (?:an? |the )?\w+|(?:that|this|it) should (?:be|read|have been|say|have said)\b|\w+, not \w+(?= *[!—–]| *$)", anchored=True),
+    _cue("turned-into", 1.5, r"(?:that|this|it|all this)(?: answer| reply)?(?: has|'s)? (?:turned|turning|become|became|morphed|slid|slipped) (?:into|to) ", anchored=True),
+    _cue("wont-do", 2, r"(?:that|this|it) (?:won'?t do|will not do|will never do|can'?t stand|cannot stand|isn'?t working|is not working|never happened|didn'?t happen|needs (?:redoing|rewriting|another|a redo|work|fixing|correcting))\b", anchored=True),
+    _cue("put-right", 2, rf"\b{_WILL} {_W_ADV}(?:put (?:that|this|it|things) (?:right|straight|differently and)|set (?:that|this|it|things|the record) (?:right|straight)|clear (?:that|this) up|make (?:that|this|it) right|sort (?:that|this) out|undo that|pretend|stop (?:rambling|talking|writing|here|now)|leave (?:that|the|rice) (?:\w+ )?(?:aside|there|behind|out)|drop the|forget (?:about )?the|get to (?:the|your)|cut (?:that|this|to)|keep to)\b", own=True),
+    _cue("what-i-should", 2, r"what i (?:should|ought to|need to|meant to|was meant to|was supposed to|want to|wanted to|am supposed to) (?:be |have )?\w+", own=True, anchored=True),
+    _cue("jumped-gun", 2, r"\bi (?:jumped the gun|spoke too soon|dropped the ball|lost the plot|put my foot|got ahead|went blank|had a (?:slip|lapse|moment|glitch)|have no idea what (?:that|i)|was miles (?:off|away)|was elsewhere|was away with|was daydreaming|was dreaming|was on autopilot|crossed (?:my |some )?wires|(?:have|'ve|had) (?:crossed|tangled|mixed))\b"),
+    _cue("try-instead", 1.5, r"(?:try|read|use|take|here is|here's|have) (?:this|that|the following|this one) (?:instead|in its place)\b|instead,? (?:here|let me|try this)|in its place\b|second thoughts?(?= *[:,.])", anchored=True),
     # telling the reader to disregard it
-    _cue("scratch", 2, rf"(?:please )?(?:(?:scratch|strike|scrap|nix|un-?do|axe|bin|kill|nvm|nevermind|never mind|delete|erase|cancel|forget|ignore|disregard|skip|discard|retract|drop|toss)(?: all(?: of)?| both of)? (?:that|this|those|these|it all|it|all|both|the above|everything)(?:,? (?:last|one|whole|previous|entire|first|all|too|bit|part|sentence|line|please|bits?|parts?|{_OWN_NOUN}))*{_STOP}|"
+    _cue("scratch", 2, rf"(?:please )?(?:(?:scratch|strike|scrap|nix|don'?t (?:listen to|mind|believe|trust)|un-?do|axe|bin|kill|nvm|nevermind|never mind|delete|erase|cancel|forget|ignore|disregard|skip|discard|retract|drop|toss)(?: all(?: of)?| both of)? (?:that|this|those|these|it all|it|all|both|the above|everything)(?:,? (?:last|one|whole|previous|entire|first|all|too|bit|part|sentence|line|please|bits?|parts?|{_OWN_NOUN}))*{_STOP}|"
          rf"(?:scratch|strike|scrap) (?:that|all that|all of that)(?= (?:and|lol|it'?s|i|i'?ll|i'?m|let|we|no|for|you|my|the|sorry|start|back|to|from)\b))", anchored=True),
     _cue("ignore-own", 2.5, rf"(?:you (?:can|should|may|must) |(?:so |and )?please |kindly )?(?:scratch|strike|scrap|forget|ignore|disregard|skip|discard|delete|drop|overlook|never ?mind|pay no (?:attention|heed) to|pretend|do not follow|don't follow|pretend you never saw|pretend i (?:never|did not|didn't))(?: about)?(?: all(?: of)?| both)? "
-         rf"(?:what i|everything (?:i|above|so far|before)|the above|(?:the|my|that|those|this) (?:(?:last|previous|above|first|whole|preceding|opening|entire|earlier) ){{1,3}}\w+|(?:all )?(?:the |that |those |this |my )(?:\w+ ){{0,2}}?(?:business|nonsense|stuff|part about|bit about|tangent|digression|rubbish|gibberish|answer|reply|response|paragraph|sentence|draft|table|explanation|rambling|ramble)|you (?:never|didn't) (?:saw|read|see|heard)|i (?:never|didn't))", own=True, anchored=True),
-    _cue("skip-both", 2, r"\b(?:please )?(?:skip|ignore|disregard|forget|discard|delete|don't (?:listen to|mind|follow|use|believe|trust)|do not (?:follow|use|believe|trust)) (?:that last \w+|any of (?:that|the above)|both|all of (?:that|it|the above)|all that|everything (?:above|i|so far|before)|the above|what i|my (?:last|previous|first|earlier))\b", own=True, anchored=True),
+         rf"(?:what i|everything (?:i|above|so far|before)|the (?:above|foregoing|preceding)|(?:the|my|that|those|this) (?:(?:last|previous|above|first|whole|preceding|opening|entire|earlier) ){{1,3}}\w+|(?:all )?(?:the |that |those |this |my )(?:\w+ ){{0,2}}?(?:business|nonsense|stuff|part about|bit about|tangent|digression|rubbish|gibberish|answer|reply|response|paragraph|sentence|draft|table|explanation|rambling|ramble)|you (?:never|didn't) (?:saw|read|see|heard)|i (?:never|didn't))", own=True, anchored=True),
+    _cue("skip-both", 2, r"\b(?:please )?(?:skip|ignore|disregard|forget|discard|delete|don'?t (?:listen to|mind|follow|use|believe|trust)|do not (?:follow|use|believe|trust)) (?:that last \w+|any of (?:that|the above)|both|all of (?:that|it|the above)|all that|everything (?:above|i|so far|before)|the above|what i|my (?:last|previous|first|earlier))\b", own=True, anchored=True),
     _cue("forget-the", 1, r"(?:forget|never ?mind|ignore|disregard|not|no|enough (?:about|of|with)|drop|scrap|strike) (?:about )?(?:(?:all )?(?:the|that|those|my|this|these) )?\w+(?: \w+)?(?= *[,.!;:—–-])", anchored=True),
     _cue("sorry-for", 2, r"(?:(?:i'?m |i am |so |very |oh )*sorry|(?:my )?apologies|i (?:do )?apologi[sz]e|forgive me|excuse me|pardon)(?: \w+)? (?:for|about) (?:(?:the|any|my|that|this|all that|all the|going|getting|\w+) )?(?:earlier |above |previous |whole |\w+ )?(?:confusion|mix-?up|mistake|error|detour|digression|tangent|ramble|rambling|nonsense|wandering|drifting|digressing|straying|off (?:topic|track|on)|sidetracked|slip|muddle|gibberish|derail\w*|rant|aside|misreading|misunderstanding|false start|wrong \w+)", anchored=True),
     _cue("my-bad", 2, rf"(?:my (?:bad|mistake|error|fault|apologies|slip)|brain (?:fart|freeze|glitch|slip)|slip of the (?:tongue|pen|keyboard)|silly me|how silly of me|false start|wrong (?:answer|topic|question|list|one|tag|way round|way|track|subject|file|recipe|thing)|mea culpa|nvm|red herring|major tangent|tangent alert)(?: there| here| again| entirely)?{_STOP}", anchored=True),
     # asking oneself
     _cue("self-question", 2, r"\b(?:what (?:am i|was i|on earth am i|in the world am i|the \w+ am i)(?: even)? (?:saying|doing|talking|on about|thinking|writing|going|rambling|describing|telling)|"
          r"why (?:am|was|did) i\b[^.!?]{0,60}|(?:how|when) did (?:i|we|that|this) (?:get|end up|wind up|come|turn|become|start)|where (?:did|does|is|was|on earth did) (?:that|this|all that|it all|these|those|all this) (?:come|came|going|go)|where am i going|what (?:is|was) (?:that|this|all that|all this)(?= *[?!])|how did \w+ get in(?:to)? (?:here|there|this))", own=True),
-    _cue("where-was-i", 1, r"\b(?:where was i|where were we|what was the question|what did you ask|what was i saying)\b"),
+    _cue("where-was-i", 1, r"\b(?:where (?:was i|were we)(?= *[?.!,])|what was the question|what did you ask|what was i saying)"),
     # the question, once more
     _cue("you-asked", 2, r"\b(?:(?:but|wait|when|whereas|while|since|no|oh|sorry|and|because|instead)\W+|^)(?:wait,? )?you(?:'d| had| actually| really| were| just| only)* (?:asked|wanted|meant|asking|requested|said|were asking)(?: me)?\b[^.!?]{0,80}?(?:\bnot\b|\binstead\b|\brather than\b|!|\bso\b)", own=True),
+    _cue("correct-answer", 1.5, r"the (?:actual|real|correct|right|true|proper) answer is (?:this|as follows|below|the following)", own=True, anchored=True),
     _cue("you-never-asked", 2, r"\b(?:you|nobody|no one) (?:didn'?t|did not|never|hadn'?t|weren'?t|were not)(?: \w+ly| even)? (?:ask\w*|want\w*|request\w*|mean)\b", own=True),
     _cue("question-was", 2, r"(?:the|your)(?: (?:actual|real|original))? (?:question|task|topic|subject|request|prompt)(?: here| at hand| you asked)? (?:was|had been|concerned|had nothing)\b(?! (?:easy|hard|a good))", own=True, anchored=True),
     _cue("we-were", 2, r"we were (?:\w+ )?(?:talking|speaking|discussing|on) ?(?:about|of)?\b", own=True, anchored=True),
@@ -250,13 +298,13 @@ CUES: tuple[Cue, ...] = (
 """Every cue. A piece's weight is the largest of those that match it, plus half of the next."""
 
 STRONG_INTERRUPTION = re.compile(
-    rf"(?:(?:oh |but |no |now |hey |just |please )?(?:wait|hold on|hang on|hang about|hold up|hold it|hold your horses|hold the phone|hang fire|whoa)(?:,? (?:a|one|just a|half a))?(?: (?:second|sec|minute|moment|min|tick|mo|bit|now|there|up))?"
+    rf"(?:(?:oh |but |no |now |hey |just |please )?(?:wait|hold on|hang on|hang about|hold up|hold it|hold your horses|hold the phone|hang fire|whoa)(?:,? (?:a|one|just a|half a))?(?: (?:second|sec|minute|moment|min|tick|mo|bit|now|there|up))?(?!,? (?:and|or|then|before|until|till|for|to)\b)"
     rf"(?:{_STOP}|(?= (?:that|thats|this|these|those|no|nope|what|why|where|i|i'?m|i'?ve|you|actually|sorry|none|there|it'?s|did|am|not|my|scratch|wrong|oops|why)\b))|"
-    rf"(?:i'?m |i am |so |very |oh |ah |terribly |really |lol |omg )*(?:sorry|apologies|my apologies|pardon(?: me)?|excuse me|forgive me|beg (?:your )?pardon)(?:,? (?:about|for) (?:that|this)(?: \w+)?(?= *[.,!;:—–-]|$)|(?! (?:for|about|to|if|that you|you|not|your|state|sight|excuse|as|when|and|or)\b)(?!-)(?!,? (?:not sorry|but (?:i|we) (?:can|do|am|have)|(?:i|we) (?:can'?t|cannot|do not|don'?t|am unable|'m not able|couldn)))|(?= for (?:the|any|my|that) (?:confusion|mix-?up|mistake|error|detour|digression|tangent|rambl\w+|mess|slip|muddle|nonsense|wrong|false)))|"
+    rf"(?:i |i'?m |i am |so |very |oh |ah |terribly |really |lol |omg )*(?:sorry|apologies|my apologies|pardon(?: me)?|excuse me|forgive me|beg (?:your )?pardon)(?:,? (?:about|for) (?:that|this)(?: \w+)?(?= *[.,!;:—–-]|$)|(?! (?:for|about|to|if|that you|you|not|your|state|sight|excuse|as|when|and|or)\b)(?!-)(?!,? (?:not sorry|but (?:i|we) (?:can|do|am|have)|(?:i|we) (?:can'?t|cannot|do not|don'?t|am unable|'m not able|couldn)))|(?= for (?:the|any|my|that) (?:confusion|mix-?up|mistake|error|detour|digression|tangent|rambl\w+|mess|slip|muddle|nonsense|wrong|false)))|"
     rf"i (?:do |must |sincerely )?apologi[sz]e(?! (?:for the delay|for any|to (?:your|the)))|"
     rf"(?:no|nope|nah|nay|not)(?:{_STOP}|(?= (?:wait|that|thats|this|i|it'?s|sorry|scratch|scrap|strike|forget|no|these|those)\b))(?! (?:idea|need|one|problem|matter))|"
     rf"(?:stop|halt|pause|cut|timeout|time out|enough|freeze|abort)(?= *[.!,;:—–])|"
-    rf"(?:oops(?:ie|y)?|whoops(?:ie|y)?|oop|woops|d'?oh|u+gh+|a+r+gh+|gah|yikes|eek|darn(?: it)?|dang(?: it)?|damn(?: it)?|dammit|drat|shoot|crap|shit|ahem|uh[- ]oh|good grief|(?:my )?goodness(?: me| gracious)?|gosh|good (?:heavens|lord|gracious)|heavens|oh dear|dear me|oh no|oh boy|oh my|blimey|crikey|bother|huh|eh|lol|lmao|omg|hmm+|hm|haha|facepalm|yeesh|jeez|geez|sheesh|oh|ack|welp|erm?|umm*|uhh*|ah+|aha|argh|brain fart|eww?|phew|tsk|rats|nuts|blast)"
+    rf"(?:oops(?:ie|y)?|whoops(?:ie|y)?|oop|woops|d'?oh|u+gh+|a+r+gh+|gah|yikes|eek|darn(?: it)?|dang(?: it)?|damn(?: it)?|dammit|drat|shoot|crap|shit|ahem|uh[- ]oh|wtf|rats|good grief|(?:my )?goodness(?: me| gracious)?|gosh|good (?:heavens|lord|gracious)|heavens|oh dear|dear me|oh no|oh boy|oh my|blimey|crikey|bother|huh|eh|lol|lmao|omg|hmm+|hm|haha|facepalm|yeesh|jeez|geez|sheesh|oh|ack|welp|erm?|umm*|uhh*|ah+|aha|argh|brain fart|eww?|phew|tsk|rats|nuts|blast)"
     rf"(?![\w-])(?! moments?))",
     _FLAGS,
 )
@@ -266,7 +314,7 @@ MILD_INTERRUPTION = re.compile(r"(?:oh|ah+|aha|phew|welp|lol|haha|gosh|enough|fr
 
 FILLER = re.compile(
     r"(?:on (?:second thoughts?|reflection|checking|reading (?:that|this) (?:back|again))|come to think of it|i(?:'m| am) afraid(?: that)?|i (?:think|believe|guess|suspect|realise|realize|notice|see|fear|feel|just realized|just realised|just noticed)(?: now| that)*|i (?:don'?t|do not) think|it (?:seems|looks like|appears)(?: that)?|looks like|seems(?: like)?|let me (?:clarify|rephrase)(?: that)?|"
-    r"i mean|as|wait a minute|ok|okay|okey|right|alright|all right|well|so|and|but|now|yet|actually|anyway|anyhow|hey|look|listen|see|bear with me|in fact|honestly|please|"
+    r"i mean|as|wait a minute|ok|okay|okey|right|alright|all right|well|so|and|but|now|yet|actually|anyway|anyhow|hey|look|listen|see|bear with me|in (?:fact|truth|short)|truth be told|the truth is|with apologies|double-?checking(?: that)?|(?:reading|looking at|checking) (?:this|that|it)(?: back| again| over)?|honestly|please|"
     r"yes|yeah|yep|then|wow|still|frankly|instead|also|um|man|my|dear|let'?s see|to be clear|to be honest|wait|because|since|looking back|for|"
     r"yet again|clearly|obviously|once again|again)(?![\w'-])",
     _FLAGS,
@@ -296,6 +344,21 @@ BELIEF = re.compile(
     _FLAGS,
 )
 """What precedes a judgement of something other than the writer's own text."""
+
+OWN_VOICE = re.compile(r"\b(?:i|i'?m|i'?ve|me|my|myself|let me)\b|^(?:well |so |ok |okay |but |and )?(?:that|this|those|all (?:of )?(?:that|this)|none|nothing|the above|everything)\b", _FLAGS)
+FAULT = re.compile(
+    r"\b(?:wrong|not|no|nothing|never|none|mistak\w+|errors?|off|nonsense|irrelevant|astray|lost|bad|sorry|fail\w*|useless|forget|ignore|drop|"
+    r"stop|apolog\w+|far|strange|odd|weird|embarrass\w+|mess|again|back|re-?start\w*|start|begin|anew|afresh|redo|fix|correct\w*|properly|proper|"
+    r"instead|rewrite|return|fresh|scratch|better|replace|revise|undo)\b|n't\b",
+    _FLAGS,
+)
+ABOUT_ANSWER = re.compile(
+    r"\b(?:questions?|answer\w*|topic|subject|task|track|thread|paragraph|sentence|reply|response|draft|tangent|digress\w*|"
+    r"(?:you|was) (?:\w+ )?(?:asked|wanted|meant|requested)|explaining|explanation|talking|rambl\w*|said|wrote|written|describing|telling|"
+    r"writing|attempt|version|lines?|words|text|thought|mind|start over|tracks?)\b",
+    _FLAGS,
+)
+"""Words of one's own voice, of fault or return, and of the answer itself: together weak evidence, 1.5."""
 
 HARMLESS_THAT = re.compile(
     r"(?:that|this|those|these|it)(?:'s| is| was| are| were|s) (?:it\b|all\b|enough|fine|ok|okay|good|great|nice|right|correct|true|why|how|because|when|where|what|normal|the (?:limit|point|end|key|trick|secret|best|most|case|way|reason|idea|sign|signal|part where|one|time)|a (?:good|great|fair|sign|big|tough|hard|lovely|shame|common|myth|lot|lovely|matter)|an (?:excellent|interesting|important)|not (?:something|possible|allowed|a problem|all|bad|to say|enough|necessary)|perfectly|very|quite|so|too|really|something|easy|important|terrible news|awful news|up to|only|tough|hard|sad|understandable|interesting|funny|delicious|frustrating|to|done|ready|half)",

@@ -37,6 +37,7 @@ class _Sources:
     references: ReferenceSet
     weights: tuple[tuple[float, ...], ...] | None
     made_from: dict[int, tuple[int, ...]]
+    parts: list[list[tuple[int, int, str | None]]]
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
@@ -105,12 +106,12 @@ def _sources(rows: list[dict[str, Any]]) -> _Sources:
     """The reference set of a file's rows; see the module's text."""
     given: dict[str, dict[str, None]] = {}
     own: dict[str, list[tuple[int, str, int]]] = {}
-    for i, row in enumerate(rows):
+    split = [split_attempts(row["response"], prompt=row["prompt"]) for row in rows]
+    for i, (row, parts) in enumerate(zip(rows, split, strict=True)):
         prompt = row["prompt"].strip()
         for text in row.get("references") or ():
             if text.strip():
                 given.setdefault(prompt, {})[text] = None
-        parts = split_attempts(row["response"])
         if parts and not only_asks(row["response"]):
             _, end, _, content = contents(row["response"], parts)[-1]
             own.setdefault(prompt, []).append((len(parts), row["response"][content:end], i))
@@ -124,7 +125,7 @@ def _sources(rows: list[dict[str, Any]]) -> _Sources:
             made_from.update({i: (at,) for at, (_, i) in enumerate(chosen)})
     references = ReferenceSet.of(texts)
     if not made_from:
-        return _Sources(references, None, made_from)
+        return _Sources(references, None, made_from, split)
     first = OfflineJudge(references)
     weights = tuple(
         tuple(
@@ -133,7 +134,7 @@ def _sources(rows: list[dict[str, Any]]) -> _Sources:
         )
         for prompt, answers in references
     )
-    return _Sources(references, weights, made_from)
+    return _Sources(references, weights, made_from, split)
 
 
 def _unscored(judge: OfflineJudge, row: dict[str, Any], grade: Grade) -> Grade:
@@ -161,8 +162,8 @@ def grade_file(
     multi = 0
     lines = []
     for i, row in enumerate(rows):
-        grade = grader.grade(
-            row["prompt"], row["response"], label=row.get("label"), without=sources.made_from.get(i, ())
+        grade = grader.grade_parts(
+            row["prompt"], row["response"], sources.parts[i], without=sources.made_from.get(i, ())
         )
         if grade.status == "no-reference" and too_few:
             grade = _unscored(grader, row, grade)

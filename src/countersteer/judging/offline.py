@@ -103,14 +103,19 @@ class OfflineJudge:
         level = _OTHER_LEVEL + (_OWN_LEVEL - _OTHER_LEVEL) * (raw - low) / (high - low)
         return round(min(100.0, max(0.0, level)), 1)
 
-    def grade(self, prompt: str, response: str, *, label: str | None = None, without: Iterable[int] = ()) -> Grade:
+    def grade(self, prompt: str, response: str, *, label: str | None = None) -> Grade:
         """The attempts of a response with their scores.
 
         `label` (of the steered latent) is accepted for the protocol of judges and not used: this judge reads text
         only. Status: ok, no-attempt (empty, or only a clarifying question), no-reference (split, but not scored).
         """
+        return self.grade_parts(prompt, response, attempts.split_attempts(response, prompt=prompt))
+
+    def grade_parts(
+        self, prompt: str, response: str, parts: list[tuple[int, int, str | None]], *, without: Iterable[int] = ()
+    ) -> Grade:
+        """The grade of a response already split; `without`: references of its prompt made from this response."""
         flags = ("degraded",) if degraded(response) else ()
-        parts = attempts.split_attempts(response)
         if not parts or (len(parts) == 1 and only_asks(response)):
             reason = "only a clarifying question" if parts else "no words in the response"
             return Grade("no-attempt", (), self.name, reason, flags)

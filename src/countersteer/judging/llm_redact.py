@@ -1,0 +1,54 @@
+"""Keeping secrets out of what is stored and said.
+
+Whatever the environment holds under a name that speaks of a key, token, secret or password is replaced by that name in
+every reply, reason and error before it is written anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit, urlunsplit
+
+_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
+_LOOKS = re.compile(r"\b(?:sk|pk|rk|key|ghp|gho|xai|hf|gsk|AIza)[-_][A-Za-z0-9_\-]{16,}|\bBearer\s+[A-Za-z0-9._\-]{12,}")
+_LEAST = 6
+"""Shorter values are no secrets, and would be found in ordinary words."""
+
+
+@dataclass(frozen=True)
+class Redactor:
+    """Replaces the secrets of an environment, and what has the shape of a key, in any text."""
+
+    secrets: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str] | None = None) -> Redactor:
+        """The redactor of an environment (default: this process's)."""
+        given = os.environ if environment is None else environment
+        found = [(value, name) for name, value in given.items() if _NAME.search(name) and len(value) >= _LEAST]
+        return cls(tuple(sorted(found, key=lambda pair: -len(pair[0]))))
+
+    def __call__(self, text: str) -> str:
+        """The text without secrets."""
+        for value, name in self.secrets:
+            if value in text:
+                text = text.replace(value, f"[{name}]")
+        return _LOOKS.sub("[redacted]", text)
+
+    def one_line(self, error: BaseException, *, limit: int = 500) -> str:
+        """An error in one bounded line without secrets."""
+        message = " ".join(str(error).split()) or type(error).__name__
+        return self(f"{type(error).__name__}: {message}" if type(error).__name__ not in message else message)[:limit]
+
+
+def public_url(url: str | None) -> str | None:
+    """A URL without user name, password and query."""
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    port = f":{parts.port}" if parts.port else ""
+    return urlunsplit((parts.scheme, host + port, parts.path, "", ""))
