@@ -143,7 +143,8 @@ def summarise(rows: list[dict[str, Any]], cluster: str, seed: int = 0) -> dict[s
     errors = {name: np.log([row[name] / row["truth"] for row in placed]) for name in ("pooled", *PRIOR_SDS)}
     inside = np.array([row["low"] <= row["truth"] <= row["high"] for row in placed])
     keys = [(row["latent"],) if cluster == "latent" else (row["latent"], row["seed"]) for row in placed]
-    group = np.array([sorted(set(keys)).index(key) for key in keys]) if len(keys) < 5000 else np.arange(len(keys))
+    place = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    group = np.array([place[key] for key in keys])
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(group.max() + 1, np.full(group.max() + 1, 1 / (group.max() + 1)), size=4000)[:, group]
     summary: dict[str, Any] = {
