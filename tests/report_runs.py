@@ -127,7 +127,7 @@ def _answer(run: Run, planted: Planted, plan: Planned, t: T) -> None:
         run.add_response(Response(plan.key, t.status, "", (), 5, None, None, "it failed"))
         return
     run.add_response(Response(plan.key, "ok", text, (1, 2, 3), 5, "stop", proof))
-    graded = Grade("ok", attempts, JUDGE) if t.status == "ok" else Grade(t.status, (), JUDGE)
+    graded = Grade(t.status, attempts if t.scores else (), JUDGE)
     run.add_grade(plan.prompt, plan.label, text, graded, judge=JUDGE)
     for draw, score in enumerate(t.fresh):
         key = f"fresh-{plan.key}-{draw}"

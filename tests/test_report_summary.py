@@ -83,7 +83,7 @@ BASE = [
     T(2, "p1", (40.0, 90.0, 10.0), fresh=(0.0, 0.0)),  # the last counts, not the best
     T(2, "p2", (10.0,)),
     T(2, "p3", status="error"),
-    T(3, "p1", status="no-attempt"),
+    T(3, "p1", (15.0, 95.0), status="unparsed"),  # its scores do not count
     T(3, "p2", (70.0, 80.0), fresh=()),  # improves; no fresh draw, so not in the baseline
     T(3, "p3", (5.0,), degraded=True),
     T(4, "p1", status="uncalibrated"),
@@ -102,7 +102,7 @@ def mixed(tmp_path: Path) -> dict[str, Any]:
 def test_metrics_are_those_counted_by_hand(mixed: dict[str, Any]) -> None:
     base = mixed["arms"]["base"]
     assert (base["trials"], base["valid"]) == (11, 7)
-    assert base["statuses"] == {"ok": 7, "error": 1, "no-attempt": 1, "pending": 1, "uncalibrated": 1}
+    assert base["statuses"] == {"ok": 7, "error": 1, "unparsed": 1, "pending": 1, "uncalibrated": 1}
     assert base["first_attempt"]["value"] == pytest.approx((20 + 50 + 30 + 40 + 10 + 70 + 5) / 7)
     assert base["multi_attempt"]["value"] == pytest.approx(4 / 7)
     assert base["improvement"] | {"interval": None, "interval_new_prompts": None, "wilson": None} == {
