@@ -52,6 +52,9 @@ class _SlotLayer(CacheLayerMixin):
         if plan.prefill:
             self.keys[plan.rows, :, : plan.length] = key_states
             self.values[plan.rows, :, : plan.length] = value_states
+            # What an earlier request left behind could be NaN, which no mask keeps out (0 * NaN).
+            self.keys[plan.rows, :, plan.length :] = 0
+            self.values[plan.rows, :, plan.length :] = 0
             return key_states, value_states
         n = len(plan.rows)
         self.keys[plan.rows, :, plan.at] = key_states[:, :, 0]

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 PREFILL_WASTE = 1.5
 """Newcomers are prefilled together while padding costs less than this factor."""
 
+OVERFLOW = "the activations overflowed to infinity or NaN, so there is no next token: lower the strength"
+
 
 class Loop:
     """Owns the batch and steps it. All model work happens on its thread."""
@@ -209,7 +211,11 @@ class Loop:
         if self.seen is not None:
             self.seen[rows, torch.tensor(tokens, device=rows.device)] = True
         done: list[tuple[Flight, str]] = []
-        for flight, token in zip(flights, tokens, strict=True):
+        sound = logits.amax(1).isfinite().tolist()
+        for flight, token, finite in zip(flights, tokens, sound, strict=True):
+            if not finite:
+                done.append((flight, OVERFLOW))
+                continue
             flight.generated.append(token)
             piece, over = "", token in self.ends
             if flight.on_chunk is not None or flight.request.sampling.stop:
@@ -220,7 +226,11 @@ class Loop:
             elif flight.finish:
                 done.append((flight, flight.finish))
         for flight, reason in done:
-            self._complete(flight, reason)
+            if reason == OVERFLOW:
+                self._end(flight)
+                flight.fail(EngineError(OVERFLOW))
+            else:
+                self._complete(flight, reason)
 
     def _complete(self, flight: Flight, reason: str) -> None:
         for token in flight.generated if not flight.text.tokens else ():
