@@ -16,7 +16,7 @@ import pytest
 
 import studies_world as world
 from countersteer.cli import call
-from countersteer.core.errors import StoreError
+from countersteer.core.errors import InputError, StoreError
 from countersteer.store import Run, export
 from countersteer.studies import runner, spec
 
@@ -139,6 +139,18 @@ def test_bad_studies_leave_no_run(capsys: pytest.CaptureFixture[str], tmp_path: 
     path = written(tmp_path, more=more)
     assert message in error_of(capsys, "run", path, "--out", tmp_path / "run")
     assert not (tmp_path / "run" / "run.db").exists() or not Run.open(tmp_path / "run").arms()
+
+
+def test_a_corrected_study_may_use_the_folder_of_the_refused_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    bad = world.study(tmp_path, arms="[arms.base]\nsteer_layer = 9\n")
+    given = world.tools(tmp_path / "sae")
+    with pytest.raises(InputError, match="layer 9 is out of range"):
+        runner.run_study(spec.load(bad), tmp_path / "run", tools=lambda _: given)
+    good = world.study(tmp_path, arms="[arms.base]\nstrength = 2\n", latents="ids = [1]\n")
+    with runner.run_study(spec.load(good), tmp_path / "run", tools=lambda _: given) as run:
+        assert run.finished and run.study == spec.load(good).text == (tmp_path / "run" / "study.toml").read_text()
 
 
 @pytest.mark.parametrize(

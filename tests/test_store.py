@@ -183,6 +183,7 @@ def test_lock_and_results_survive_kill_9_of_the_holder(run: Run) -> None:
 
 
 def test_run_of_another_study_is_refused_naming_the_difference(run: Run) -> None:
+    run.set_facts(header={**run.header, "inputs": {}})
     run.close()
     with pytest.raises(RunRefusedError, match=r"another study .*model = \"m\".*not .*model = \"n\"") as error:
         Run.open(run.folder, study='[study]\nmodel = "n"\n')

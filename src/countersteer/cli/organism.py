@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from countersteer.cli.output import Json, emit, say
+from countersteer.cli.output import Json, emit, verbose
 
 app = typer.Typer(help="Train and measure the organism, the small shipped model.", no_args_is_help=True)
 
@@ -27,12 +27,20 @@ def train(
 
     Example: countersteer organism train --seed 1 --out organism-1
     """
+    from countersteer.cli.progress import watch
     from countersteer.organism import train as training
 
-    result = training.train(
-        seed=seed, out=out, correction=correction, steps=steps, threads=threads, progress=lambda *x: say(f"train {x}")
-    )
-    emit({"out": str(out), "seed": seed, **(result or {})}, as_json=as_json, text=f"trained into {out}")
+    with watch() as bars:
+        bars.stage("training", None)
+        result = training.train(
+            seed=seed,
+            out=out,
+            correction=correction,
+            steps=steps,
+            threads=threads,
+            progress=lambda at: bars.progress(int(at["step"]), int(at["steps"])),
+        )
+    emit({"out": str(out), "seed": seed, **result}, as_json=as_json, text=f"trained into {out}: {result}")
 
 
 @app.command("evaluate")
@@ -50,6 +58,7 @@ def evaluate(
     from countersteer import organism
     from countersteer.organism import evaluate as evaluation
 
+    verbose()
     model_path = organism.path() if model == "organism" else Path(model)
     sae_path = organism.sae_path() if sae == "organism" else Path(sae)
     result = evaluation.evaluate(model_path, sae_path, trials=trials, seed=seed)

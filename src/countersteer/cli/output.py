@@ -27,6 +27,14 @@ def say(message: str) -> None:
     sys.stderr.flush()
 
 
+def verbose() -> None:
+    """Show what the library logs while it works, on stderr."""
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("countersteer").setLevel(logging.INFO)
+
+
 def table(rows: Sequence[tuple[str, ...]], *, indent: str = "  ") -> str:
     """Rows as aligned columns; the last column is not padded."""
     if not rows:

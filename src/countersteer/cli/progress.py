@@ -1,6 +1,7 @@
-"""Progress of a study on stderr: bars on a terminal, a line now and then elsewhere.
+"""Progress of long work on stderr: bars on a terminal, a line now and then elsewhere.
 
-Shows the rate, the time left, and the running multi-attempt and ESR rate of the base arm with its Wilson interval.
+Shows the rate and the time left; for a study also the running multi-attempt and ESR rate of the base arm, each with its
+Wilson interval.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Lines:
 
     def __init__(self, base: str) -> None:
         self.counts = Counts(base)
-        self._name, self._began, self._said, self._start = "", 0.0, 0.0, 0
+        self._name, self._began, self._said, self._start = "", 0.0, 0.0, -1
 
     def __enter__(self) -> Lines:
         return self
@@ -147,6 +148,6 @@ class Bars:
         self.counts.add(arm, scores)
 
 
-def watch(base: str) -> Bars | Lines:
+def watch(base: str = "base") -> Bars | Lines:
     """Bars on a terminal, lines elsewhere."""
     return Bars(base) if sys.stderr.isatty() else Lines(base)

@@ -70,8 +70,12 @@ def grade(
 
     Example: countersteer grade responses.jsonl --judge offline --out graded.jsonl
     """
+    from countersteer.cli.progress import watch
     from countersteer.judging.grade_file import grade_file
 
-    result = grade_file(file, out, judge=judge)
-    lines = "\n".join(f"{name}: {value}" for name, value in result.items())
-    emit({"out": str(out), **result}, as_json=as_json, text=lines)
+    with watch() as bars:
+        bars.stage("grading", None)
+        result = grade_file(file, out, judge=judge, progress=bars.progress)
+    found = ", ".join(f"{count} {status}" for status, count in result["statuses"].items())
+    text = f"{result['lines']} lines graded ({found}), {result['multi_attempt']} with more than one attempt: {out}"
+    emit({"out": str(out), **result}, as_json=as_json, text=text)

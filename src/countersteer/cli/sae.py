@@ -31,8 +31,7 @@ def fetch(
     """
     from countersteer.sources.fetch import fetch as bring
 
-    if sae_id is not None:
-        folder = bring(release, sae_id, out=out)
-    else:
-        folder = bring(release, layer=layer, out=out)
-    emit({"out": str(folder or out)}, as_json=as_json, text=f"written to {folder or out}")
+    found = bring(release, sae_id, out=out, layer=layer)
+    data = {"out": str(found.folder), "site": str(found.site), "d_model": found.d_model, "d_sae": found.d_sae}
+    text = f"{found.d_sae} latents at {found.site}, {found.d_model} wide, written to {found.folder}"
+    emit(data, as_json=as_json, text=text)

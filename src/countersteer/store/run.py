@@ -98,7 +98,7 @@ class Run(RunReader):
                     raise RunRefusedError(f"{where} is of an older version; run its study again to bring it up to date")
                 with transaction(run._db, run.path):
                     schema.migrate(run._db, run.path)
-            if study is not None and study != run.study:
+            if study is not None and study != run.study and run.begun:
                 raise RunRefusedError(
                     f"{where} holds a run of another study ({_first_difference(run.study, study)});"
                     " choose another folder with --out"
@@ -116,6 +116,19 @@ class Run(RunReader):
         except BaseException:
             lock.release()
             raise
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was decided yet: a run whose study was refused on the way to its model holds nothing."""
+        return "inputs" in self.header
+
+    def restart(self, study: str, header: dict[str, Any]) -> None:
+        """Give a run that has not begun another study. Raises RunRefusedError for one that has."""
+        if self.begun:
+            raise RunRefusedError(f"{self.folder} holds a run that has begun; choose another folder")
+        with one_line(self.folder, "write study.toml in"):
+            _replace(self.folder / "study.toml", study)
+        self.set_facts(header={"format": FORMAT, **header}, study=study, notes=[])
 
     def close(self) -> None:
         """Close the database and give the folder back. Safe to call twice."""

@@ -68,7 +68,10 @@ def open_run(spec: Spec, out: str | Path) -> Run | None:
 def writable(spec: Spec, out: str | Path) -> Run:
     """The run in `out`, made if missing, open for writing. Raises RunRefusedError."""
     if Run.exists(out):
-        return Run.open(out, write=True, study=spec.text)
+        run = Run.open(out, write=True, study=spec.text)
+        if not run.begun:
+            run.restart(spec.text, header(spec))
+        return run
     return Run.create(out, spec.text, header(spec))
 
 
