@@ -224,6 +224,7 @@ def test_a_request_that_overflows_leaves_the_others_alone() -> None:
     order = [r for pair in zip([mad] * 40, requests[:40], strict=True) for r in pair]
     with cs.load_engine(model, places=5) as engine:
         outs = engine.run(order, errors="return")
+        assert all(isinstance(out, EngineError) for out in outs[::2])
         for i, out in enumerate(outs[1::2]):
             done = out.completion if isinstance(out, cs.NoOpError) else out
             assert done.tokens == alone[i]
