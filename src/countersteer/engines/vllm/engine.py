@@ -1,0 +1,326 @@
+"""The vLLM engine in this process's hands: starts vLLM with steering, speaks the engine protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from countersteer.core.errors import CountersteerError, EngineError, InputError, RefusedError
+from countersteer.core.fingerprint import fingerprint
+from countersteer.core.request import Chunk, Completion, Request
+from countersteer.engines.vllm.private import CONFIG_KEY
+from countersteer.engines.vllm.session import FAMILY, Facts, Session
+from countersteer.engines.vllm.settings import Settings
+from countersteer.engines.vllm.store import ENV, Store
+
+log = logging.getLogger(__name__)
+WORKER = "countersteer.engines.vllm.worker.SteerWorker"
+SCHEDULER = "countersteer.engines.vllm.scheduler.SteerScheduler"
+
+
+def engine_options(settings: Settings, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of vLLM that turn steering on, joined with the caller's own. Raises InputError."""
+    fixed = {"worker_cls": WORKER, "scheduler_cls": SCHEDULER, "async_scheduling": False}
+    for name, value in fixed.items():
+        if options.get(name, value) != value and name == "async_scheduling":
+            raise RefusedError(
+                "asynchronous scheduling", "receipts would count positions after the end", "leave it off"
+            )
+    more = dict(options.get("additional_config") or {})
+    return {**fixed, **options, "additional_config": {**more, CONFIG_KEY: settings.to_dict()}}
+
+
+@contextmanager
+def process_environment(store: Path) -> Iterator[None]:
+    """What vLLM's processes must inherit: where the store is, and the runner that is proven."""
+    wanted = {ENV: str(store), "VLLM_USE_V2_MODEL_RUNNER": "0"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def read_facts(config: Any, name: str, workers: Sequence[Mapping[str, Any]]) -> Facts:
+    """What a session must know, from vLLM's configuration and its workers. Raises InputError."""
+    from transformers import AutoTokenizer, GenerationConfig
+    from transformers.utils import cached_file
+    from vllm import __version__ as version
+
+    from countersteer.engines.embedded.fingerprint import folder_fingerprint
+
+    model = config.model_config
+    source = model.model
+    folder = Path(source) if Path(source).is_dir() else Path(str(cached_file(source, "config.json"))).parent
+    tokenizer = None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError, TypeError):
+        log.info("model %s has no tokenizer", name)
+    ends: set[int] = set()
+    try:
+        ends |= _ids(GenerationConfig.from_pretrained(folder).eos_token_id)
+    except OSError:
+        ends |= _ids(getattr(model.hf_text_config, "eos_token_id", None))
+    ends |= _ids(getattr(tokenizer, "eos_token_id", None))
+    template = getattr(tokenizer, "chat_template", None)
+    first = workers[0]
+    return Facts(
+        name=name,
+        fingerprint=folder_fingerprint(folder),
+        tokenizer=tokenizer,
+        ends=frozenset(ends),
+        vocab=int(model.get_vocab_size()),
+        max_positions=int(model.max_model_len),
+        n_layers=int(first["n_layers"]),
+        d_model=int(first["d_model"]),
+        dtype=str(first["dtype"]),
+        device=str(first["device"]),
+        table_bytes=max(int(w["table_bytes"]) for w in workers),
+        more={
+            "architecture": ", ".join(model.architectures or ()),
+            "template_hash": fingerprint(template) if template else None,
+            "quantisation": model.quantization,
+            "tensor_parallel": config.parallel_config.tensor_parallel_size,
+            "pipeline_parallel": config.parallel_config.pipeline_parallel_size,
+            "compiled": not model.enforce_eager,
+            "prefix_caching": bool(config.cache_config.enable_prefix_caching),
+            "vllm": str(version),
+        },
+    )
+
+
+def _ids(value: Any) -> set[int]:
+    return set(value) if isinstance(value, list | tuple) else set() if value is None else {int(value)}
+
+
+def describe(facts: Facts, settings: Settings) -> dict[str, Any]:
+    """Plain facts for a run's header."""
+    return {
+        "engine": FAMILY,
+        "model": facts.name,
+        "model_fingerprint": facts.fingerprint,
+        "dtype": facts.dtype,
+        "device": facts.device,
+        "layers": facts.n_layers,
+        "d_model": facts.d_model,
+        "table_bytes_per_worker": facts.table_bytes,
+        "settings": settings.to_dict(),
+        **facts.more,
+    }
+
+
+class Bridge:
+    """An event loop on a thread of its own, and calls into it from anywhere."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
+        self.thread.start()
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Begin a coroutine there; the result is a concurrent future. Raises EngineError when closed."""
+        if not self.thread.is_alive():
+            work.close()
+            raise EngineError("the engine is closed")
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def stop(self) -> None:
+        """End the loop and its thread."""
+        if self.thread.is_alive():
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.thread.join(timeout=30)
+
+    async def stream(self, chunks: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
+        """An iterator that lives on the other loop, on this one. Closing this one closes that one."""
+        here, events = asyncio.get_running_loop(), asyncio.Queue[Any]()
+
+        def hand_over(item: Any) -> None:
+            if not here.is_closed():
+                here.call_soon_threadsafe(events.put_nowait, item)
+
+        async def pump() -> None:
+            try:
+                async for chunk in chunks:
+                    hand_over(chunk)
+                hand_over(None)
+            except Exception as error:
+                hand_over(error)
+            finally:
+                await chunks.aclose()  # type: ignore[attr-defined]
+
+        running = self.start(pump())
+        try:
+            while (item := await events.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            running.cancel()
+
+
+def gather(bridge: Bridge, generate: Any, requests: Sequence[Request], errors: str) -> list[Any]:
+    """`run` of the protocol on top of an asynchronous `generate`."""
+    if errors not in ("raise", "return"):
+        raise InputError(f"errors must be 'raise' or 'return', got {errors!r}")
+    if isinstance(requests, Request):
+        raise InputError("run takes a list of requests: run([request])")
+    futures = [bridge.start(generate(request)) for request in requests]
+    out: list[Any] = []
+    try:
+        for future in futures:
+            try:
+                out.append(future.result())
+            except CountersteerError as error:
+                if errors == "raise":
+                    raise
+                out.append(error)
+    finally:
+        for future in futures:
+            future.cancel()
+    return out
+
+
+class VllmEngine:
+    """Generates with edits on a model served by vLLM (see `load_vllm`)."""
+
+    family = FAMILY
+
+    def __init__(self, llm: Any, session: Session, bridge: Bridge, store: Path) -> None:
+        self.llm, self.session, self.bridge, self._store = llm, session, bridge, store
+
+    @property
+    def model_fingerprint(self) -> str:
+        """Fingerprint of the model's configuration and weights."""
+        return self.session.facts.fingerprint
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.session.facts.d_model
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder layers."""
+        return self.session.facts.n_layers
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, or None."""
+        return self.session.facts.tokenizer
+
+    def describe(self) -> dict[str, Any]:
+        """Plain facts for a run's header."""
+        return describe(self.session.facts, self.session.settings)
+
+    def encode(self, request: Request) -> list[int]:
+        """The token ids of a request's prompt. Raises InputError."""
+        return self.session.encode(request)
+
+    def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        """Pieces as they are generated, the last one with the completion. Closing frees the place in the batch."""
+        return self.bridge.stream(self.session.stream(request))
+
+    async def generate(self, request: Request) -> Completion:
+        """The whole completion. Cancelling aborts it. Raises NoOpError, EngineError, InputError."""
+        out: Completion = await asyncio.wrap_future(self.bridge.start(self.session.generate(request)))
+        return out
+
+    def run(self, requests: Sequence[Request], *, errors: str = "raise") -> list[Any]:
+        """Completions in order, synchronously. With `errors="return"` a failed one is its exception."""
+        return gather(self.bridge, self.session.generate, requests, errors)
+
+    async def forward(self, inputs: Sequence[Any], **options: Any) -> list[Any]:
+        """Teacher-forced, unsteered pass; options as in the protocol (readouts, capture, reduce, span, template)."""
+        out: list[Any] = await asyncio.wrap_future(self.bridge.start(self.session.forward(inputs, **options)))
+        return out
+
+    def close(self) -> None:
+        """Stop vLLM's processes and remove the store."""
+        if self.bridge.thread.is_alive():
+            self.bridge.loop.call_soon_threadsafe(self.llm.shutdown)
+            self.bridge.stop()
+        shutil.rmtree(self._store, ignore_errors=True)
+
+    def __enter__(self) -> VllmEngine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def load_vllm(
+    model: str,
+    *,
+    layers: Sequence[int] = (),
+    rows: Sequence[int] = (128,),
+    readouts: int = 32,
+    capture_layers: Sequence[int] = (),
+    lanes: int = 512,
+    **options: Any,
+) -> VllmEngine:
+    """Start vLLM on a folder, a Hugging Face id or "organism" and steer it.
+
+    `layers` can be edited or read (all by default); `rows` per layer, one entry per step of `order`; `readouts` per
+    layer; `capture_layers` for `forward(capture=...)` and gates. Other options are vLLM's own (`dtype`,
+    `tensor_parallel_size`, `pipeline_parallel_size`, `max_model_len`, `enforce_eager`, ...).
+    Raises InputError, RefusedError, EngineError.
+    """
+    settings = Settings(tuple(layers), tuple(rows), readouts, tuple(capture_layers), lanes)
+    try:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+    except ImportError as error:
+        raise InputError("vLLM is not installed: pip install 'countersteer[vllm]'") from error
+    from countersteer.engines.vllm.private import check_version
+
+    check_version()
+    source = model
+    if model == "organism":
+        from countersteer import organism
+
+        source = str(organism.path())
+    chosen = engine_options(settings, {"disable_log_stats": True, **options})
+    given = os.environ.get(ENV)
+    if given:
+        Path(given).mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="countersteer-vllm-", dir=given))
+    store, bridge = Store(folder), Bridge("countersteer-vllm")
+
+    async def start() -> tuple[Any, Session]:
+        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=source, **chosen))
+        try:
+            workers = await Session.workers(llm, store)
+            facts = read_facts(llm.vllm_config, model, workers)
+        except BaseException:
+            llm.shutdown()
+            raise
+        return llm, Session(llm, store, settings, facts)
+
+    try:
+        with process_environment(folder):
+            llm, session = bridge.start(start()).result()
+    except CountersteerError:
+        bridge.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except Exception as error:
+        bridge.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise EngineError(
+            f"vLLM did not start: {' '.join(str(error).split())[:300] or type(error).__name__}"
+        ) from error
+    return VllmEngine(llm, session, bridge, folder)

@@ -1,0 +1,179 @@
+"""Interventions and readouts as content-addressed files that every process of an engine reads.
+
+`<fingerprint>.safetensors` holds an intervention (a bundle file), `<fingerprint>.read` readout rows, `<name>.name` the
+fingerprint that a name stands for. Nothing is ever overwritten, so what was read once may be kept. On several nodes
+the folder must lie on a file system that they share.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from countersteer.core.errors import InputError, nearest
+from countersteer.core.fingerprint import fingerprint
+from countersteer.core.site import Site
+from countersteer.edits.bundle import load_bundle, save_bundle
+from countersteer.edits.edit import Intervention
+from countersteer.edits.vectors import ReadRows
+
+ENV = "COUNTERSTEER_STORE"
+"""The environment variable by which an engine's processes find its store."""
+KEPT = 4096
+_CONTENT = re.compile(r"[0-9a-f]{32}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Store:
+    """A folder of interventions and readouts; the last `KEPT` read ones stay in memory. Safe between threads."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._kept: OrderedDict[str, Intervention | tuple[ReadRows, ...]] = OrderedDict()
+        self._names: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def here(cls) -> Store:
+        """The store of the engine that this process belongs to. Raises InputError."""
+        folder = os.environ.get(ENV)
+        if not folder:
+            raise InputError(
+                f"{ENV} is not set: it names the folder of interventions that the engine's processes share"
+            )
+        return cls(folder)
+
+    def put(self, intervention: Intervention) -> str:
+        """Keep an intervention; returns its fingerprint."""
+        key = intervention.fingerprint
+        path = self.folder / f"{key}.safetensors"
+        if not path.exists():
+            partial = self.folder / f"{key}.{os.getpid()}.{threading.get_ident()}"
+            save_bundle(intervention, partial, name=key)
+            partial.replace(path)
+        self._keep(key, intervention)
+        return key
+
+    def put_reads(self, groups: Sequence[ReadRows]) -> str:
+        """Keep readout rows (their thresholds stay with the asker); returns their fingerprint."""
+        tensors = {}
+        for i, group in enumerate(groups):
+            tensors[f"read.{i}"], tensors[f"bias.{i}"] = group.read.double().contiguous(), group.bias.double()
+        sites = [str(g.site) for g in groups]
+        key = fingerprint({"sites": sites, "rows": {k: v.numpy() for k, v in tensors.items()}})
+        path = self.folder / f"{key}.read"
+        if not path.exists():
+            partial = self.folder / f"{key}.{os.getpid()}.{threading.get_ident()}"
+            partial.write_bytes(save(tensors, metadata={"sites": json.dumps(sites)}))
+            partial.replace(path)
+        self._keep(key, tuple(groups))
+        return key
+
+    def name(self, name: str, key: str) -> None:
+        """Give an intervention a name, for good. Raises InputError if the name stands for something else."""
+        if not _NAME.fullmatch(name) or _CONTENT.fullmatch(name):
+            raise InputError(f"{name!r} is no name: use up to 64 letters, digits, dots, dashes and underscores")
+        path = self.folder / f"{name}.name"
+        partial = self.folder / f"{name}.{os.getpid()}.{threading.get_ident()}.partial"
+        partial.write_text(key)
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            if path.read_text() != key:
+                raise InputError(
+                    f"the name {name!r} is taken by another intervention, and names never change"
+                ) from None
+        finally:
+            partial.unlink()
+
+    def names(self) -> dict[str, str]:
+        """Every name and the fingerprint it stands for."""
+        return {p.stem: p.read_text() for p in sorted(self.folder.glob("*.name"))}
+
+    def resolve(self, reference: str) -> str:
+        """The fingerprint that a name or fingerprint stands for. Raises InputError."""
+        if not isinstance(reference, str) or not (_NAME.fullmatch(reference) or _CONTENT.fullmatch(reference)):
+            raise InputError(f"{reference!r} names no intervention")
+        if _CONTENT.fullmatch(reference):
+            return reference
+        with self._lock:
+            known = self._names.get(reference)
+        if known is None:
+            path = self.folder / f"{reference}.name"
+            if not path.exists():
+                names = self.names()
+                raise InputError(f"no intervention is registered as {reference!r}{nearest(reference, names)}")
+            known = path.read_text()
+            with self._lock:
+                self._names[reference] = known
+        return known
+
+    def get(self, reference: str) -> Intervention:
+        """The intervention of a name or fingerprint. Raises InputError."""
+        key = self.resolve(reference)
+        found = self._kept_value(key)
+        if found is None:
+            path = self.folder / f"{key}.safetensors"
+            if not path.exists():
+                raise InputError(f"no intervention is registered as {reference!r}")
+            found = load_bundle(path).intervention
+            if found.fingerprint != key:
+                raise InputError(f"{path} does not hold the intervention of its name")
+            self._keep(key, found)
+        if not isinstance(found, Intervention):
+            raise InputError(f"{reference!r} names readouts, not an intervention")
+        return found
+
+    def reads(self, key: str) -> tuple[ReadRows, ...]:
+        """The readout rows of a fingerprint. Raises InputError."""
+        if not isinstance(key, str) or not _CONTENT.fullmatch(key):
+            raise InputError(f"{key!r} names no readouts")
+        found = self._kept_value(key)
+        if found is None:
+            try:
+                with safe_open(str(self.folder / f"{key}.read"), framework="pt") as file:
+                    sites = [Site.parse(s) for s in json.loads((file.metadata() or {})["sites"])]
+                    parts = [(file.get_tensor(f"read.{i}"), file.get_tensor(f"bias.{i}")) for i in range(len(sites))]
+            except (OSError, SafetensorError, KeyError, ValueError) as error:
+                raise InputError(f"no readouts are registered as {key!r}") from error
+            found = tuple(
+                ReadRows(s, read, bias, torch.full((len(bias),), -torch.inf, dtype=torch.float64))
+                for s, (read, bias) in zip(sites, parts, strict=True)
+            )
+            self._keep(key, found)
+        if isinstance(found, Intervention):
+            raise InputError(f"{key!r} names an intervention, not readouts")
+        return found
+
+    def preload(self, folder: str | os.PathLike[str]) -> dict[str, str]:
+        """Register every bundle of a folder under its file's name; returns name -> fingerprint. Raises InputError."""
+        source = Path(folder)
+        if not source.is_dir():
+            raise InputError(f"bundle folder {source} does not exist")
+        out = {}
+        for path in sorted(source.glob("*.safetensors")):
+            out[path.stem] = self.put(load_bundle(path).intervention)
+            self.name(path.stem, out[path.stem])
+        return out
+
+    def _kept_value(self, key: str) -> Intervention | tuple[ReadRows, ...] | None:
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
+
+    def _keep(self, key: str, value: Intervention | tuple[ReadRows, ...]) -> None:
+        with self._lock:
+            self._kept[key] = value
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
