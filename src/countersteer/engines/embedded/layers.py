@@ -105,6 +105,20 @@ def _consumer(model: nn.Module, layers: nn.ModuleList) -> nn.Module:
 
 def verify_layers(model: nn.Module, layers: nn.ModuleList, d_model: int) -> None:
     """Prove for every layer that a write to its output changes the logits as predicted. Raises RefusedError."""
+    try:
+        _verify(model, layers, d_model)
+    except RefusedError:
+        raise
+    except Exception as error:  # whatever a model's own code raises on five plain tokens
+        reason = " ".join(str(error).split())[:300]
+        raise RefusedError(
+            f"model {type(model).__name__}",
+            f"its own forward fails on five tokens ({type(error).__name__}: {reason})",
+            "another dtype or device, or a decoder-only model",
+        ) from error
+
+
+def _verify(model: nn.Module, layers: nn.ModuleList, d_model: int) -> None:
     count = len(layers)
     consumers: list[nn.Module] = [*layers[1:], _consumer(model, layers)]
     inputs = _probe_inputs(model, count)
