@@ -20,17 +20,19 @@ from numpy.typing import NDArray
 _TOKEN = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _WIDE = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 _SUFFIX = re.compile(r"(?:ings?|edly|ed|ies|ers?|es|s|ly|ions?|ment|e|y)$")
-_COMMON = frozenset(
-    "a about above after again all also always am an and any are as at back be because been before being below between both but by can "
-    "cannot could did do does doing done down during each either else even ever every few first for from further get gets give go goes "
-    "good had has have having he help her here hers him his how however i if in into is it its itself just keep know last least less "
-    "let like likely look make makes many may me might more most much must my near need needs never next no nor not now of off often on "
-    "once one only or other our out over own per perhaps please rather really same see several shall she should simply since so some "
-    "something sometimes still such sure take than that the their them then there these they thing things this those though three "
-    "through to together too try two under until up upon us use used using usually very want was way we well were what when where "
-    "whether which while who whole why will with within without would yes yet you your yours step steps start begin finally second "
-    "third answer question".split()
-)
+_COMMON_WORDS = """
+a about above after again all also always am an and any are as at back be because been before being below between
+both but by can cannot could did do does doing done down during each either else even ever every few first for from
+further get gets give go goes good had has have having he help her here hers him his how however i if in into is it
+its itself just keep know last least less let like likely look make makes many may me might more most much must my
+near need needs never next no nor not now of off often on once one only or other our out over own per perhaps please
+rather really same see several shall she should simply since so some something sometimes still such sure take than
+that the their them then there these they thing things this those though three through to together too try two under
+until up upon us use used using usually very want was way we well were what when where whether which while who whole
+why will with within without would yes yet you your yours step steps start begin finally second third answer
+question
+"""
+_COMMON = frozenset(_COMMON_WORDS.split())
 _MASS_COMMON = 0.03
 _SHRINK = 0.08
 _PSEUDO_MASS = 0.8
@@ -99,7 +101,8 @@ class Affinity:
         """Affinity in [0, 1] of a text's word counts to prompt `prompt`, without some of that prompt's references."""
         known = [(word, self._vocabulary[word], count) for word, count in counts.items() if word in self._vocabulary]
         unknown = sum(
-            1.0 + 0.5 * math.log(count) for word, count in counts.items()
+            1.0 + 0.5 * math.log(count)
+            for word, count in counts.items()
             if word not in self._vocabulary and word not in _COMMON
         )
         if not known:
@@ -115,9 +118,10 @@ class Affinity:
         own = np.clip(own_presence, 0.0, None) / total
         others = len(self.prompts) - 1
         rest = (self._rate_sum[ids] - self._rates[prompt, ids]) / max(others, 1)
-        mass = np.where(
-            np.array([word in _COMMON for word, _, _ in known]), _MASS_COMMON, _mass(np.maximum(rest, 0.0))
-        ) * damped
+        mass = (
+            np.where(np.array([word in _COMMON for word, _, _ in known]), _MASS_COMMON, _mass(np.maximum(rest, 0.0)))
+            * damped
+        )
         membership = np.where(own > 1e-6, own / (own + rest + _SHRINK), 0.0)
         distinct = len(counts) / max(1, sum(counts.values()))
         raw = float((mass * membership).sum() / (mass.sum() + unknown + _PSEUDO_MASS))

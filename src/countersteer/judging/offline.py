@@ -33,9 +33,12 @@ _DEFAULT_OWN, _DEFAULT_OTHER = 0.45, 0.06
 _PRIOR = 3.0
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 _PLEASANTRY = re.compile(
-    r"\W*(?:sure|certainly|of course|absolutely|great|hi|hello|thanks|thank you|happy to help|i'?d (?:be happy|love|be glad) to|i can help|"
-    r"i'?m happy to|no problem|good question|interesting question|i'?m not sure (?:what|which|i)|i want to make sure|before i|to help you|"
-    r"i(?: just)? need (?:a (?:little|bit)|some|more)|sorry,? i (?:don'?t|didn'?t) (?:quite )?understand|please (?:clarify|tell me|let me know|specify|provide|share))",
+    r"\W*(?:sure|certainly|of course|absolutely|great|hi|hello|thanks|thank you|happy to help|"
+    r"i'?d (?:be happy|love|be glad) to|i can help|"
+    r"i'?m happy to|no problem|good question|interesting question|i'?m not sure (?:what|which|i)|"
+    r"i want to make sure|before i|to help you|"
+    r"i(?: just)? need (?:a (?:little|bit)|some|more)|sorry,? i (?:don'?t|"
+    r"didn'?t) (?:quite )?understand|please (?:clarify|tell me|let me know|specify|provide|share))",
     re.IGNORECASE,
 )
 
@@ -66,7 +69,9 @@ class OfflineJudge:
     @property
     def key(self) -> str:
         """Name, versions and reference digest: what a stored grade is valid for."""
-        return f"{self.name}:{fingerprint([self.name, VERSION, attempts.VERSION, self.references.digest, self._weights])}"
+        return (
+            f"{self.name}:{fingerprint([self.name, VERSION, attempts.VERSION, self.references.digest, self._weights])}"
+        )
 
     @cached_property
     def _affinity(self) -> Affinity:

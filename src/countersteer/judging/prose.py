@@ -13,30 +13,62 @@ from collections import Counter
 from dataclasses import dataclass
 
 BLANK = "\ufffc"
-_NORMAL = str.maketrans({
-    "\u2019": "'", "\u2018": "'", "\u02bc": "'", "\u00b4": "'", "\u201c": '"', "\u201d": '"', "\u201e": '"',
-    "\u00ab": '"', "\u00bb": '"', "\u00a0": " ", "\u202f": " ", "\u2028": "\n", "\u2029": "\n", "\r": "\n", "\t": " ",
-    "\u2010": "-", "\u2011": "-", "\u2212": "-", "\u2015": "—", "\u200b": " ", "\uff0c": ",", "\u3002": ".",
-})
+_NORMAL = str.maketrans(
+    {
+        "\u2019": "'",
+        "\u2018": "'",
+        "\u02bc": "'",
+        "\u00b4": "'",
+        "\u201c": '"',
+        "\u201d": '"',
+        "\u201e": '"',
+        "\u00ab": '"',
+        "\u00bb": '"',
+        "\u00a0": " ",
+        "\u202f": " ",
+        "\u2028": "\n",
+        "\u2029": "\n",
+        "\r": "\n",
+        "\t": " ",
+        "\u2010": "-",
+        "\u2011": "-",
+        "\u2212": "-",
+        "\u2015": "—",
+        "\u200b": " ",
+        "\uff0c": ",",
+        "\u3002": ".",
+    }
+)
 _MAX_QUOTE = 1000
 _LIST = re.compile(r"[ ]*(?:[-*•+]|\d{1,3}[.)]|[a-zA-Z][.)])[ ]+")
 _MARKUP = re.compile(r"[\s*_#>~|\"'(\[{\ufffc•+.,;:!?…—–-]*")
 _SPEAKER = re.compile(r"[ *_]*([A-Z][\w .'-]{0,24}?)[*_ ]*:[*_]* +\S")
-_CODE_LINE = re.compile(r"[ ]*(?:#|//|/\*|\*|@|\}|\{|<)|[ ]{2,}\S|.*[;{}]\s*$|.*\w\(.*\)\s*:?\s*$|.*\s[=+<>-]=?\s.*|\w+ .*:\s*$")
-_LABEL = re.compile(r"(?:correction|edit|mistake|error|oops|take|second|third|attempt|try|wait|no|sorry|redo)\b", re.IGNORECASE)
+_CODE_LINE = re.compile(
+    r"[ ]*(?:#|//|/\*|\*|@|\}|\{|<)|[ ]{2,}\S|.*[;{}]\s*$|.*\w\(.*\)\s*:?\s*$|.*\s[=+<>-]=?\s.*|"
+    r"\w+ .*:\s*$"
+)
+_LABEL = re.compile(
+    r"(?:correction|edit|mistake|error|oops|take|second|third|attempt|try|wait|no|sorry|redo)\b", re.IGNORECASE
+)
 
 _LOOSE = (
-    r"(?:lol|omg|oops|whoops|ugh+|argh+|nvm|dammit|ok wait|oh wait|no wait|wait no|wait,? wait|ok brain|my bad|scratch that|"
-    r"strike that|scrap that|hmm+|brain fart|never ?mind that|hang on|hold on(?= (?:a|that|i|no|what|why)\b| *[,.!?])|sorry(?=,? (?:that|i|no|wait|this|wrong|not|ignore|scratch)\b))"
+    r"(?:lol|omg|oops|whoops|ugh+|argh+|nvm|dammit|ok wait|oh wait|no wait|wait no|wait,? wait|"
+    r"ok brain|my bad|scratch that|"
+    r"strike that|scrap that|hmm+|brain fart|never ?mind that|hang on|hold on(?= (?:a|that|i|no|"
+    r"what|why)\b| *[,.!?])|sorry(?=,? (?:that|i|no|wait|this|wrong|not|ignore|scratch)\b))"
 )
 _COMMA = (
-    r"(?:(?:oh |oh,? |no,? |but |ah,? |ok,? |okay,? |actually,? )?(?:wait|no|nope|sorry|hang|hold|oops|whoops|scratch|strike|scrap|apologies|pardon|stop|h+m+|ugh|"
-    r"argh|my bad|my mistake|forget|correction|never mind|nevermind|nvm|excuse|let me|i mean|oh|ah|er|um|uh|damn|whoa)|actually,? (?:no|that|wait|scratch|i)|what am i|why am i|"
-    r"i (?:got|misread|mis|was|am|have|seem|digress|take|made|went|lost)|i'(?:m|ve|ll)|that'?s (?:not|wrong)|back to|but (?:that|you|i)|"
+    r"(?:(?:oh |oh,? |no,? |but |ah,? |ok,? |okay,? |actually,? )?(?:wait|no|nope|sorry|hang|hold|"
+    r"oops|whoops|scratch|strike|scrap|apologies|pardon|stop|h+m+|ugh|"
+    r"argh|my bad|my mistake|forget|correction|never mind|nevermind|nvm|excuse|let me|i mean|oh|"
+    r"ah|er|um|uh|damn|whoa)|actually,? (?:no|that|wait|scratch|i)|what am i|why am i|"
+    r"i (?:got|misread|mis|was|am|have|seem|digress|take|made|went|lost)|i'(?:m|ve|ll)|"
+    r"that'?s (?:not|wrong)|back to|but (?:that|you|i)|"
     r"you asked|this is)\b"
 )
 _CUT = re.compile(
-    r"(?P<end>[.!?…。！？]+[\"')\]*_]*(?=\s|$|[A-Z(\ufffc])|\n+|\s*[—–]+|\s-{1,2}(?=\s)|\w-{2,}(?=\s|\w)|[(\[]|…|\.\.+|[)\]](?=\s))"
+    r"(?P<end>[.!?…。！？]+[\"')\]*_]*(?=\s|$|[A-Z(\ufffc])|\n+|\s*[—–]+|\s-{1,2}(?=\s)|\w-{2,}(?=\s|"
+    r"\w)|[(\[]|…|\.\.+|[)\]](?=\s))"
     rf"|[,;:]\s+(?:and,? |then,? )?(?={_COMMA})|(?<=\w)\s+(?={_LOOSE}\b)",
     re.IGNORECASE,
 )
@@ -51,6 +83,8 @@ class Piece:
     sentence: int
     broken: bool
     listed: bool
+    at_bullet: bool = False
+    opens: bool = True
 
 
 def normal(text: str) -> str:
@@ -134,9 +168,10 @@ def pieces(masked: str) -> list[Piece]:
         if opens:
             sentence += 1
         front = at
-        if listed and at == line_start and (bullet := _LIST.match(masked, at, end)):
+        bullet = _LIST.match(masked, at, end) if listed and at == line_start else None
+        if bullet:
             front = bullet.end()
         start = _MARKUP.match(masked, front, end).end()  # type: ignore[union-attr]
         if start < end:
-            found.append(Piece(start, end, sentence, broken, listed))
+            found.append(Piece(start, end, sentence, broken, listed, listed and start - line_start < 25, opens))
     return found

@@ -29,7 +29,9 @@ class ReferenceSet:
         for prompt in sorted(texts):
             given = texts[prompt]
             if not isinstance(prompt, str) or isinstance(given, str):
-                raise InputError("references must map each prompt to a list of texts, not to one text; wrap it in a list")
+                raise InputError(
+                    "references must map each prompt to a list of texts, not to one text; wrap it in a list"
+                )
             listed = tuple(given)
             if not all(isinstance(text, str) for text in listed):
                 raise InputError(f"references of prompt {prompt[:60]!r} must all be texts")
