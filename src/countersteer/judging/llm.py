@@ -14,7 +14,7 @@ from countersteer.core.fingerprint import fingerprint
 from countersteer.core.trial import OK, Grade
 from countersteer.judging import attempts as patterns
 from countersteer.judging import parse
-from countersteer.judging.llm_calls import CallFailed, Caller, Question
+from countersteer.judging.llm_calls import Caller, CallFailed, Question
 from countersteer.judging.llm_settings import JudgeSettings
 from countersteer.judging.rubrics import Rubric, load
 

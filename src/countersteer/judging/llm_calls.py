@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from countersteer.core.errors import CountersteerError, InputError
@@ -93,6 +95,8 @@ class Caller:
         self._room = asyncio.Semaphore(settings.connections)
         self._busy: dict[str, asyncio.Task[Reply]] = {}
         self._spent = spent
+        self._closed = self._answered = False
+        self._refused: JudgeRefusedError | None = None
         self._structured: bool | None = None if settings.structured else False
         self._model = load_model(settings, self._redact)
 
@@ -115,7 +119,7 @@ class Caller:
 
     async def close(self, *, grace: float = 30.0) -> None:
         """Let requests under way end, for at most `grace` seconds, so that what is paid for is kept; start no other."""
-        self._room = asyncio.Semaphore(0)
+        self._closed = True
         tasks = list(self._busy.values())
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=grace)
@@ -130,6 +134,10 @@ class Caller:
         async with self._room:
             reason = ""
             for attempt in range(self.settings.tries):
+                if self._refused is not None:
+                    raise self._refused
+                if self._closed:
+                    raise CallFailed("the judge was closed before it was asked")
                 await self._breaker.enter()
                 try:
                     return await self._once(question)
@@ -174,19 +182,18 @@ class Caller:
         self.budget.settle(worst, reply.cost or 0.0)
         self._ledger.end(number, "ok", reply.cost or 0.0, reply=reply)
         self._breaker.success()
+        self._answered = True
         self._tell()
         if self._structured is None:
             self._structured = True
         return reply
 
     async def _generate(self, question: Question) -> Any:
-        from inspect_ai.model import ChatMessageSystem, ChatMessageUser, GenerateConfig, ResponseSchema
-        from inspect_ai.util import JSONSchema
+        from inspect_ai.model import ChatMessageSystem, ChatMessageUser, GenerateConfig
 
-        schema = None
+        config = GenerateConfig()
         if self._structured is not False:
-            schema = ResponseSchema(name=question.schema_name, json_schema=JSONSchema.model_validate(question.schema))
-        config = GenerateConfig(response_schema=schema)
+            config = GenerateConfig(response_schema=_schema(question.schema_name, json.dumps(question.schema)))
         messages = [ChatMessageSystem(content=question.system), ChatMessageUser(content=question.user)]
         return await self._model.generate(messages, config=config)
 
@@ -194,14 +201,14 @@ class Caller:
         usage = output.usage
         text = self._redact(output.completion or "")
         if usage is None:  # not told what it cost: count the most it can have cost
-            return Reply(bounded(text) if len(text) > 200_000 else text, _stop(output), 0, 0, 0, worst)
+            return Reply(bounded(text), _stop(output), 0, 0, 0, None if self.price is None else worst)
         cached = usage.input_tokens_cache_read or 0
         fresh = usage.input_tokens + (usage.input_tokens_cache_write or 0)
         cost = None
         if self.price is not None:
             written = 1.25 if usage.input_tokens_cache_write else 1.0
             cost = self.price.cost(input=round(fresh * written), output=usage.output_tokens, cached=cached)
-        return Reply(text[:200_000], _stop(output), fresh, usage.output_tokens, cached, cost)
+        return Reply(bounded(text), _stop(output), fresh, usage.output_tokens, cached, cost)
 
     def _end(self, number: int, state: str, worst: float, cost: float, reason: str) -> None:
         self.budget.settle(worst, cost)
@@ -214,14 +221,15 @@ class Caller:
         reason = self._redact.one_line(found.error)
         self._end(number, "refused" if found.status else "lost", worst, 0.0 if found.status else worst, reason)
         log.debug("judge request %d failed: %s", number, reason)
-        if found.fatal:
+        if found.fatal or (found.status in (403, 404) and not self._answered and self._structured is not None):
             self._breaker.neutral()
-            return JudgeRefusedError(
+            self._refused = JudgeRefusedError(
                 f"{self.settings.model} refuses to judge: {reason}; check the model's name, its key and its quota"
             )
+            return self._refused
         if found.kind == "bad":
             self._breaker.neutral()
-            if self._structured is None and found.status in (400, 404, 422):
+            if self._structured is None and found.status in (400, 403, 404, 422):
                 self._structured = False  # the provider may not know structured output: ask once more without
                 return _Again(reason, None, at_once=True)
             return CallFailed(reason)
@@ -276,9 +284,20 @@ def classify(error: BaseException, model: Any) -> Failure:
         return Failure(cause, "rate", status, wait, fatal="insufficient_quota" in text)
     if status is not None and (status >= 500 or status in (408, 409, 425) or retry):
         return Failure(cause, "transient", status, wait)
-    if status in (401, 403) or (status == 404 and "response_format" not in text):
-        return Failure(cause, "bad", status, None, fatal=True)
-    return Failure(cause, "bad" if status is not None else "transient", status, wait)
+    return Failure(cause, "bad" if status is not None else "transient", status, wait, fatal=status == 401)
+
+
+@cache
+def _schema(name: str, schema: str) -> Any:
+    """A response schema that is shared, not copied: Inspect copies the configuration of every call several times."""
+    from inspect_ai.model import ResponseSchema
+    from inspect_ai.util import JSONSchema
+
+    class Shared(ResponseSchema):
+        def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Shared:
+            return self
+
+    return Shared(name=name, json_schema=JSONSchema.model_validate_json(schema))
 
 
 def _stop(output: Any) -> str:
@@ -306,7 +325,7 @@ def load_model(settings: JudgeSettings, redact: Redactor) -> Any:
         model = get_model(settings.model, config=config, base_url=settings.base_url, memoize=False)
     except Exception as error:  # Inspect raises many kinds for a missing key, package or provider
         raise InputError(f"judge {settings.model} cannot be used: {redact.one_line(error)}") from None
-    client = getattr(model.api, "client", None)
+    client: Any = getattr(model.api, "client", None)
     if hasattr(client, "max_retries"):
         client.max_retries = 0
     return model

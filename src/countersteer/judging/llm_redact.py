@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
 
 _NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
-_LOOKS = re.compile(r"\b(?:sk|pk|rk|key|ghp|gho|xai|hf|gsk|AIza)[-_][A-Za-z0-9_\-]{16,}|\bBearer\s+[A-Za-z0-9._\-]{12,}")
+_LOOKS = re.compile(
+    r"\b(?:sk|pk|rk|key|ghp|gho|xai|hf|gsk|AIza)[-_][A-Za-z0-9_\-]{16,}|\bBearer\s+[A-Za-z0-9._\-]{12,}"
+)
 _LEAST = 6
 """Shorter values are no secrets, and would be found in ordinary words."""
 

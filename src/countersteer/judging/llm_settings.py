@@ -17,7 +17,7 @@ from countersteer.judging.prices import Price, price
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """`model`: PROVIDER/NAME as Inspect knows it. `structured`: ask for the rubric's JSON schema where the provider can.
+    """`model`: PROVIDER/NAME as Inspect knows it. `structured`: ask for the rubric's JSON schema where it is possible.
 
     `connections` calls at once; `requests_per_minute`, `tokens_per_minute`: None for no limit; `tries` per call;
     `seconds` until a try is given up; `batch`: the provider's batch interface (half the price, hours of waiting).
@@ -47,7 +47,9 @@ class JudgeSettings:
             if getattr(self, what) < 1:
                 raise InputError(f"judge {what} must be >= 1, got {getattr(self, what)}")
         if self.base_url is not None and public_url(self.base_url) != self.base_url:
-            raise InputError("judge base_url must not hold a user name, password or query; use the provider's variables")
+            raise InputError(
+                "judge base_url must not hold a user name, password or query; use the provider's variables"
+            )
 
     @property
     def decisive(self) -> dict[str, Any]:

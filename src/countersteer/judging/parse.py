@@ -20,12 +20,12 @@ from countersteer.judging.parse_quotes import Quoted
 VERSION = 1
 """Changes whenever the same reply may be read differently."""
 
-MAX_RAW = 4_000
+MAX_RAW = 16_000
 """Longest stored reply, in characters."""
 MAX_ATTEMPTS = 100
 _REFUSAL = re.compile(
-    r"\b(?:i(?:'|\u2019)?m (?:sorry|unable|not able)|i (?:cannot|can(?:'|\u2019)t|won(?:'|\u2019)t|am unable|am not able|must decline)|"
-    r"(?:sorry|apologies),? (?:but )?i|as an ai)\b",
+    r"\b(?:i(?:'|\u2019)?m (?:sorry|unable|not able)|"
+    r"i (?:cannot|can(?:'|\u2019)t|won(?:'|\u2019)t|am unable|am not able|must decline)|(?:sorry|apologies),? (?:but )?i|as an ai)\b",
     re.IGNORECASE,
 )
 _OPENS = re.compile(r"[{\[]")

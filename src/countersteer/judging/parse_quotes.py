@@ -63,7 +63,15 @@ class Quoted:
 
     def find(self, quote: str, *, after: int = 0) -> Found | None:
         """Where `quote` lies at or after character `after`, or None."""
-        whole = _plain(quote)[0].strip().strip("\"'").strip()
+        whole = _plain(quote)[0].strip()
+        found = self._find(whole, after)
+        bare = whole.strip("\"'").strip()  # marks that the judge put around its quotation
+        if bare == whole or (found is not None and found.exact):
+            return found
+        return self._find(bare, after) or found
+
+    def _find(self, whole: str, after: int) -> Found | None:
+        """Where a quotation in plain form lies."""
         parts = [part for part in _ELLIPSIS.split(whole) if part.strip(" .\"'")]
         if not parts:
             return None

@@ -79,7 +79,7 @@ def _look_up(model: str, text: str, where: str) -> Price | None:
         raise InputError(f"price file {where} is not valid TOML: {error}") from error
     models, free = table.get("models", {}), table.get("free", [])
     if not isinstance(models, Mapping) or not isinstance(free, list):
-        raise InputError(f"price file {where} needs [models] with entries such as \"openai/gpt-4o\" = [2.5, 10.0]")
+        raise InputError(f'price file {where} needs [models] with entries such as "openai/gpt-4o" = [2.5, 10.0]')
     source = f"{where}, {table.get('date', 'undated')}"
     name = model if model in models else _SNAPSHOT.sub("", model)
     if name in models:
