@@ -186,6 +186,13 @@ def test_latent_out_of_range(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert "latent 70000" in error_of(capsys, "run", path, "--out", tmp_path / "run")
 
 
+def test_more_tokens_than_the_model_has_positions(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.write_text(ORGANISM.replace("max_tokens = 64", "max_tokens = 5000"))
+    message = error_of(capsys, "run", path, "--out", tmp_path / "run")
+    assert "max_tokens 5000" in message and "positions" in message
+
+
 def test_missing_model_and_sae(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = written(tmp_path)
     path.write_text(ORGANISM.replace('sae = "organism"', 'sae = "no-such-folder"'))

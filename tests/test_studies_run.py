@@ -102,7 +102,7 @@ def test_identical_trials_of_two_arms_are_generated_once(done: tuple[Run, Tools]
     arms = by_arm(run)
     assert [t.plan.key for t in arms["base"]] == [t.plan.key for t in arms["sweep@1"]]
     keys = {t.plan.key for t in run.trials()} | {r.key for r in run.resamples()} | {r.key for r in run.references()}
-    assert given.engine.generated == len(keys) + len(run.answers())
+    assert given.engine.generated == len(keys) + len(run.answers()) + 1, "one to try the model before anything"
     assert run.missing() == 0
 
 
@@ -197,7 +197,7 @@ def stopping(after: int, error: BaseException) -> Any:
     return script
 
 
-@pytest.mark.parametrize("after", [0, 7, 60, 200, 260])
+@pytest.mark.parametrize("after", [1, 7, 60, 200, 260])
 def test_interrupted_run_resumes_to_the_same_export(done: tuple[Run, Tools], tmp_path: Path, after: int) -> None:
     loaded = spec.load(world.study(tmp_path, arms=ARMS))
     broken = world.tools(tmp_path / "sae", script=stopping(after, KeyboardInterrupt()))
@@ -207,7 +207,7 @@ def test_interrupted_run_resumes_to_the_same_export(done: tuple[Run, Tools], tmp
     resumed = runner.run_study(loaded, tmp_path / "run", tools=lambda _: given)
     assert exported(resumed, tmp_path / "a") == exported(done[0], tmp_path / "b")
     assert [(r.arm, r.key) for r in resumed.resamples()] == [(r.arm, r.key) for r in done[0].resamples()]
-    assert given.engine.generated + after >= done[1].engine.generated, "nothing is missing"
+    assert given.engine.generated + after >= done[1].engine.generated - 1, "nothing is missing"
     assert given.engine.generated <= done[1].engine.generated, "nothing that was stored is generated again"
 
 
@@ -313,6 +313,34 @@ def test_one_engine_error_of_a_living_engine_is_a_status(tmp_path: Path) -> None
                     options={"script": script})  # fmt: skip
     assert {t.status for t in run.trials() if t.plan.prompt == "How do I bake bread?"} <= {"error"}
     assert {t.status for t in run.trials() if t.plan.prompt != "How do I bake bread?"} == {"ok"}
+
+
+def test_a_model_that_refuses_the_longest_request_begins_nothing(tmp_path: Path) -> None:
+    def script(request: Request) -> Any:
+        if request.prompt == "How do I fix a flat tyre? " + "Please." * 9 and request.sampling.max_tokens == 900:
+            return InputError("longer than the model's 512 positions")
+        return world.answer(request)
+
+    arms = '[arms.base]\nstrength = 2\n[arms.long]\nsuffix = "' + "Please." * 9 + '"\nsampling = { max_tokens = 900 }\n'
+    with pytest.raises(InputError, match="512 positions"):
+        run_in(tmp_path, arms=arms, latents="ids = [1]\n", options={"script": script})
+    with Run.open(tmp_path / "run") as run:
+        assert not run.begun and run.references() == []
+
+
+def test_inside_a_running_event_loop(tmp_path: Path) -> None:
+    async def notebook() -> Run:
+        return run_in(tmp_path, arms="[arms.base]\nstrength = 2\n", latents="ids = [1]\n")[0]
+
+    run = asyncio.run(notebook())
+    assert run.finished and [t.status for t in run.trials()] == ["ok"] * 4
+
+    async def failing() -> None:
+        broken = world.tools(tmp_path / "sae", script=stopping(9, EngineError("gone")))
+        runner.run_study(spec.load(tmp_path / "study.toml"), tmp_path / "other", tools=lambda _: broken)
+
+    with pytest.raises(EngineError, match="gone"):
+        asyncio.run(failing())
 
 
 def test_other_inputs_under_an_old_run_are_refused(tmp_path: Path) -> None:

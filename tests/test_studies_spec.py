@@ -189,3 +189,19 @@ def test_bad_prompt_files(tmp_path: Path, name: str | None, content: bytes, said
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match=r"no prompt set 'howtoo' \(did you mean 'howto'"):
         load_prompts("howtoo")
+
+
+def test_the_documented_study_and_settings_are_real() -> None:
+    import re
+
+    from countersteer.studies import schema
+
+    page = (Path(__file__).parent.parent / "docs" / "studies.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```toml\n(.*?)^```", page, flags=re.M | re.S)
+    assert [arm.name for arm in spec.parse(block).arms][-3:] == ["sweep@0.5", "sweep@1", "sweep@2"]
+    for name in ("study", "engine", "latents", "calibration", "trials", "judge"):
+        for key in schema.Study.model_fields[name].annotation.model_fields:  # type: ignore[union-attr]
+            if (name, key) not in {("study", "kind"), ("engine", "kind"), ("judge", "model")}:
+                assert f"`{key}`" in page or f"`{name}.{key}`" in page, f"{name}.{key} is not in docs/studies.md"
+    for key in schema.ArmSection.model_fields:
+        assert f"`{key}`" in page, f"arms.{key} is not in docs/studies.md"

@@ -20,11 +20,14 @@ _NETWORK = ("nfs", "cifs", "smb", "9p", "afs", "lustre", "gpfs", "beegfs", "ceph
 
 
 def connect(path: Path, *, write: bool) -> sqlite3.Connection:
-    """A connection in autocommit mode. Raises StoreError in one line."""
+    """A connection in autocommit mode. Raises StoreError in one line.
+
+    It may be used from another thread than the one that opened it (a notebook's), by one at a time.
+    """
     with one_line(path, "open"):
         if not write:
             return _reader(path)
-        connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+        connection = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
         try:
             wanted = "delete" if on_network(path) else "wal"
             mode = connection.execute(f"PRAGMA journal_mode = {wanted}").fetchone()[0]
@@ -47,7 +50,7 @@ def _reader(path: Path) -> sqlite3.Connection:
         unfinished.exists() and unfinished.stat().st_size
     )
     suffix = "?mode=ro&immutable=1" if frozen else "?mode=ro"
-    connection = sqlite3.connect(quoted + suffix, uri=True, isolation_level=None, timeout=5.0)
+    connection = sqlite3.connect(quoted + suffix, uri=True, isolation_level=None, timeout=5.0, check_same_thread=False)
     connection.execute("PRAGMA schema_version").fetchone()
     return connection
 

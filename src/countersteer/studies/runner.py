@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from countersteer.core.errors import StoreError
+from countersteer.core.request import Request
 from countersteer.core.trial import OK
 from countersteer.store import Planned, Run, RunRefusedError
 from countersteer.studies import measure, plan, selection
 from countersteer.studies.calibrate import calibrate
+from countersteer.studies.drive import drive
 from countersteer.studies.generate import Generator, bounded
 from countersteer.studies.progress import Observer, Silent
 from countersteer.studies.prompts import load_prompts
@@ -39,8 +41,8 @@ def run_study(
 ) -> Run:
     """Run a study into the folder `out`, or resume it, and return the finished run, open for reading.
 
-    `tools` gives the engine and the SAE and is called only when there is work to do. Must not be called inside a
-    running event loop. Raises CountersteerError; on KeyboardInterrupt everything finished is kept.
+    `tools` gives the engine and the SAE and is called only when there is work to do. May be called inside a running
+    event loop (a notebook), which it blocks. Raises CountersteerError; on KeyboardInterrupt what was finished is kept.
     """
     finished = open_run(spec, out)
     if finished is not None:
@@ -54,8 +56,8 @@ def run_study(
         observer.stage("loading", None)
         given = tools(spec)
         try:
-            adopt(spec, run, given, prompts)
-            asyncio.run(_Study(spec, run, given, prompts, observer).go(in_flight))
+            begin = adopt(spec, run, given, prompts)
+            drive(_Study(spec, run, given, prompts, observer).go(begin, in_flight))
         finally:
             if tools is load_tools:
                 given.engine.close()
@@ -79,8 +81,11 @@ class _Study:
             facts=self.engine.describe(),
         )
 
-    async def go(self, in_flight: int) -> None:
-        """All stages in order."""
+    async def go(self, begin: dict[str, Any], in_flight: int) -> None:
+        """All stages in order. `begin` is recorded once the model has given a first response."""
+        if not self.run.begun:
+            await self.engine.generate(self._longest())
+            self.run.set_facts(header={**self.run.header, **begin}, notes=list(self.spec.notes))
         generator = Generator(self.engine, self.run, in_flight=in_flight)
         try:
             await self._references(generator)
@@ -99,6 +104,14 @@ class _Study:
             self.run.set_facts(finished=True)
         finally:
             generator.close()
+
+    def _longest(self) -> Request:
+        """The longest request of the study, unsteered: if the model refuses it, nothing was begun."""
+        arms = self.spec.arms
+        turns = [(arm.user_turn(prompt, None), arm) for arm in arms for prompt in self.prompts]
+        turn, arm = max(turns, key=lambda pair: len(pair[0]) + len(pair[1].system or "") + len(pair[1].prefix or ""))
+        sampling = max((arm.sampling for arm in arms), key=lambda sampling: sampling.max_tokens)
+        return Request(prompt=turn, system=arm.system, prefix=arm.prefix, sampling=sampling)
 
     async def _references(self, generator: Generator) -> None:
         """Generate the unsteered responses, freeze them as the judge's reference set."""

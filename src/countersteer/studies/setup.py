@@ -75,8 +75,8 @@ def writable(spec: Spec, out: str | Path) -> Run:
     return Run.create(out, spec.text, header(spec))
 
 
-def adopt(spec: Spec, run: Run, tools: Tools, prompts: Sequence[str]) -> None:
-    """Check model and SAE against each other, and against what the run was begun with."""
+def adopt(spec: Spec, run: Run, tools: Tools, prompts: Sequence[str]) -> dict[str, Any]:
+    """Check model and SAE against each other, and against what the run was begun with; returns what to begin with."""
     described = tools.engine.describe()
     width = described.get("d_model")
     if isinstance(width, int):
@@ -90,10 +90,8 @@ def adopt(spec: Spec, run: Run, tools: Tools, prompts: Sequence[str]) -> None:
         "sae": tools.sae.fingerprint,
         "prompts": fingerprint(list(prompts)),
     }
-    if "inputs" in run.header:
-        check_inputs(run, **inputs)
-    else:
-        run.set_facts(header={**run.header, "inputs": inputs, "engine": described}, notes=list(spec.notes))
+    check_inputs(run, **inputs)
+    return {"inputs": inputs, "engine": described}
 
 
 def check_inputs(run: Run, **now: Any) -> None:
