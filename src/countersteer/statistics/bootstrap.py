@@ -39,8 +39,7 @@ def interval(
     if clusters < 2:
         return None
     value = float(statistic(totals.sum(axis=0)))
-    weights = rng.multinomial(clusters, np.full(clusters, 1.0 / clusters), size=draws)
-    drawn = statistic(weights @ totals)
+    drawn = statistic(_redrawn(totals, rng, draws))
     defined = np.isfinite(drawn)
     if not np.isfinite(value) or defined.mean() < 0.95:
         return None
@@ -105,3 +104,15 @@ def mean(
         design_effect=None,
         clusters=count,
     )
+
+
+def _redrawn(totals: Floats, rng: np.random.Generator, draws: int, *, block: int = 256) -> Floats:
+    """Sums over clusters drawn with replacement, [draws, k]; blocks of draws keep the counts small."""
+    clusters = totals.shape[0]
+    parts = []
+    for start in range(0, draws, block):
+        rows = min(block, draws - start)
+        picked = rng.integers(0, clusters, (rows, clusters)) + np.arange(rows)[:, None] * clusters
+        counts = np.bincount(picked.ravel(), minlength=rows * clusters).reshape(rows, clusters)
+        parts.append(counts @ totals)
+    return np.concatenate(parts)
