@@ -6,6 +6,7 @@ An intervention travels through here untyped (its class lives one layer up); eve
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -49,9 +50,32 @@ class Sampling:
             raise bad("repetition_penalty", "> 0")
         if self.max_tokens < 1:
             raise bad("max_tokens", ">= 1")
-        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+        listed = isinstance(self.stop, list | tuple)
+        if not listed or not all(isinstance(s, str) and s for s in self.stop):
             raise bad("stop", "a list of non-empty strings")
         object.__setattr__(self, "stop", tuple(self.stop))
+
+
+def _messages(given: Any) -> tuple[dict[str, str], ...]:
+    """Messages as a tuple of {"role", "content"} texts. Raises InputError."""
+    if not isinstance(given, list | tuple) or not given:
+        raise InputError("messages must be a list of at least one message")
+    for message in given:
+        texts = isinstance(message, dict) and all(isinstance(v, str) for v in message.values())
+        if not texts or not {"role", "content"} <= set(message):
+            raise InputError('each message must be {"role": text, "content": text}')
+    return tuple(dict(message) for message in given)
+
+
+def _tokens(given: Any) -> tuple[int, ...]:
+    """Token ids as a tuple of whole numbers. Raises InputError."""
+    try:
+        ids = tuple(operator.index(token) for token in given)
+    except TypeError as error:
+        raise InputError("tokens must be a list of whole numbers") from error
+    if not ids:
+        raise InputError("tokens is empty")
+    return ids
 
 
 @dataclass(frozen=True)
@@ -75,18 +99,19 @@ class Request:
     def __post_init__(self) -> None:
         if sum(x is not None for x in (self.prompt, self.messages, self.tokens)) != 1:
             raise InputError("a request takes exactly one of prompt, messages or tokens")
+        for name in ("prompt", "system", "prefix"):
+            if not isinstance(getattr(self, name), str | None):
+                raise InputError(f"a request's {name} must be text, got {type(getattr(self, name)).__name__}")
+        if not isinstance(self.sampling, Sampling):
+            raise InputError(f"a request's sampling must be a Sampling, got {type(self.sampling).__name__}")
         if self.prompt is not None and not self.prompt.strip():
             raise InputError("the prompt is empty")
         if self.messages is not None:
-            object.__setattr__(self, "messages", tuple(dict(m) for m in self.messages))
-            if not self.messages:
-                raise InputError("messages is empty")
+            object.__setattr__(self, "messages", _messages(self.messages))
             if self.system is not None:
                 raise InputError("give the system prompt as a message, not both ways")
         if self.tokens is not None:
-            object.__setattr__(self, "tokens", tuple(int(t) for t in self.tokens))
-            if not self.tokens:
-                raise InputError("tokens is empty")
+            object.__setattr__(self, "tokens", _tokens(self.tokens))
             if self.system is not None or self.prefix is not None:
                 raise InputError("system and prefix need text, not token ids: put their ids into tokens")
 
