@@ -25,7 +25,8 @@ MAX_RAW = 16_000
 MAX_ATTEMPTS = 100
 _REFUSAL = re.compile(
     r"\b(?:i(?:'|\u2019)?m (?:sorry|unable|not able)|"
-    r"i (?:cannot|can(?:'|\u2019)t|won(?:'|\u2019)t|am unable|am not able|must decline)|(?:sorry|apologies),? (?:but )?i|as an ai)\b",
+    r"i (?:cannot|can(?:'|\u2019)t|won(?:'|\u2019)t|am unable|am not able|must decline)|"
+    r"(?:sorry|apologies),? (?:but )?i|as an ai)\b",
     re.IGNORECASE,
 )
 _OPENS = re.compile(r"[{\[]")

@@ -1,0 +1,196 @@
+"""Exports of a run, read back by the readers they are meant for, and the merging of shards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+import studies_world as world
+from countersteer.core.errors import InputError
+from countersteer.store import Run, RunRefusedError
+from countersteer.store.export_inspect import SCORERS, export_inspect
+from countersteer.store.export_parquet import COLUMNS, export_parquet
+from countersteer.store.merge import merge
+from countersteer.studies import runner, spec
+
+ARMS = '[arms.base]\n[arms.unsteered]\nstrength = 0\n[arms.self-monitor]\nsuffix = "If you are drifting, stop."\n'
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("done")
+    loaded = spec.load(world.study(folder, arms=ARMS))
+    with runner.run_study(loaded, folder / "run", tools=lambda _: world.tools(folder / "sae")):
+        pass
+    return folder / "run"
+
+
+def test_inspects_own_reader_finds_every_trial_with_its_attempts_scores_and_receipt(done: Path, tmp_path: Path) -> None:
+    log_file = pytest.importorskip("inspect_ai.log", reason="the extra [judge] is not installed (2026-11)")
+    file = tmp_path / "demo.eval"
+    with Run.open(done) as run:
+        assert export_inspect(run, file) == sum(run.trial_counts().values())
+        log = log_file.read_eval_log(str(file))
+        trials = list(run.trials())
+        assert (
+            log.status == "success" and log.eval.task == "study" and log.eval.task_args["study"]["study"]["seed"] == 0
+        )
+        by_id = {sample.id: sample for sample in log.samples}
+        assert len(by_id) == len(trials) == log.results.total_samples
+        for trial in trials:
+            sample = by_id[f"{trial.plan.arm}-{trial.plan.ordinal}"]
+            assert sample.input == trial.plan.user and sample.output.completion == trial.text
+            assert sample.metadata["receipt"] == trial.receipt and sample.metadata["key"] == trial.plan.key
+            found = trial.scores
+            assert sample.scores["first_attempt"].value == found[0]
+            assert sample.scores["esr"].value == float(len(found) > 1 and found[-1] > found[0])
+            spans = [e for e in sample.events if e.event == "span_begin"]
+            assert [(e.metadata["start"], e.metadata["end"]) for e in spans] == [
+                (a["start"], a["end"]) for a in trial.grade["attempts"]
+            ]
+            said = [e.data["text"] for e in sample.events if e.event == "info"]
+            assert "".join(said) == trial.text[spans[0].metadata["start"] :]
+        for score in log.results.scores:
+            for arm, metric in score.metrics.items():
+                value = {name: [] for name in SCORERS}
+                for trial in (t for t in trials if t.plan.arm == arm):
+                    found = trial.scores
+                    value["first_attempt"].append(found[0])
+                    value["last_attempt"].append(found[-1])
+                    value["attempts"].append(len(found))
+                    value["esr"].append(len(found) > 1 and found[-1] > found[0])
+                assert metric.value == pytest.approx(fmean(value[score.name]))
+        one = log_file.read_eval_log_sample(str(file), id="base-0", epoch=1)
+        assert one.uuid == by_id["base-0"].uuid
+        assert len(log_file.read_eval_log_sample_summaries(str(file))) == len(trials)
+        again = tmp_path / "again.eval"
+        export_inspect(run, again)
+    with zipfile.ZipFile(file) as a, zipfile.ZipFile(again) as b:
+        assert {n: a.read(n) for n in a.namelist()} == {n: b.read(n) for n in b.namelist()}
+
+
+def test_the_inspect_command_line_opens_the_log(done: Path, tmp_path: Path) -> None:
+    pytest.importorskip("inspect_ai", reason="the extra [judge] is not installed (2026-11)")
+    file = tmp_path / "demo.eval"
+    with Run.open(done) as run:
+        export_inspect(run, file)
+    program = Path(sys.executable).parent / "inspect"
+    shown = subprocess.run([program, "log", "dump", "--header-only", file], capture_output=True, text=True, check=True)
+    assert json.loads(shown.stdout)["eval"]["task"] == "study"
+
+
+def test_an_unfinished_run_with_gaps_exports_too(done: Path, tmp_path: Path) -> None:
+    log_file = pytest.importorskip("inspect_ai.log", reason="the extra [judge] is not installed (2026-11)")
+    shutil.copytree(done, tmp_path / "run")
+    with sqlite3.connect(tmp_path / "run" / "run.db") as db:
+        keys = [k for (k,) in db.execute("SELECT key FROM trials WHERE arm = 'base' ORDER BY ordinal LIMIT 2")]
+        db.execute("DELETE FROM completions WHERE key = ?", (keys[0],))
+        db.execute("UPDATE completions SET status = 'error', reason = 'out of memory' WHERE key = ?", (keys[1],))
+        db.execute("UPDATE facts SET value = 'false' WHERE name = 'finished'")
+    with Run.open(tmp_path / "run") as run:
+        export_inspect(run, tmp_path / "x.eval")
+        export_parquet(run, tmp_path / "x.parquet")
+    log = log_file.read_eval_log(str(tmp_path / "x.eval"))
+    assert log.status == "started"
+    gaps = {s.metadata["status"]: s for s in log.samples if s.metadata["status"] != "ok"}
+    assert set(gaps) == {"pending", "error"} and gaps["error"].metadata["reason"] == "out of memory"
+    assert all(sample.scores is None for sample in gaps.values())
+
+
+def test_parquet_holds_what_the_documented_columns_say(done: Path, tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed (2026-11)")
+    with Run.open(done) as run:
+        assert export_parquet(run, tmp_path / "x.parquet") == sum(run.trial_counts().values())
+        table = pq.read_table(tmp_path / "x.parquet")
+        assert table.column_names == [name for name, _, _ in COLUMNS]
+        assert table.schema.field("arm").metadata[b"meaning"] == b"arm, level included"
+        assert table.schema.metadata[b"study"].decode() == run.study
+        rows = {(r["arm"], r["ordinal"]): r for r in table.to_pylist()}
+        for trial in run.trials():
+            made = rows[trial.plan.arm, trial.plan.ordinal]
+            assert made["text"] == trial.text and made["strength"] == trial.plan.strength
+            assert made["attempts"] == trial.grade["attempts"]
+            assert (made["first_score"], made["last_score"]) == (trial.scores[0], trial.scores[-1])
+            assert json.loads(made["receipt"]) == trial.receipt
+            assert made["tokens_changed"] == sum(layer["tokens_changed"] for layer in trial.receipt["layers"])
+    keys = list(zip(table["arm"].to_pylist(), table["key"].to_pylist(), strict=True))
+    assert keys == sorted(keys)
+
+
+def test_the_documentation_lists_every_column() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "long-runs.md").read_text()
+    for name, kind, meaning in COLUMNS:
+        assert f"| `{name}` | {kind} | {meaning} |" in text
+
+
+def test_an_inspect_log_needs_its_ending(done: Path, tmp_path: Path) -> None:
+    with Run.open(done) as run, pytest.raises(InputError, match=r"must end in \.eval"):
+        export_inspect(run, tmp_path / "x.json")
+
+
+def shard(done: Path, folder: Path, keep: int, of: int) -> Path:
+    """A copy of a run that holds every `of`-th response and grade only."""
+    shutil.copytree(done, folder)
+    with sqlite3.connect(folder / "run.db") as db:
+        db.execute("CREATE TEMP TABLE gone AS SELECT key FROM trials WHERE ordinal % ? <> ?", (of, keep))
+        db.execute("DELETE FROM completions WHERE key IN gone")
+        db.execute("DELETE FROM resamples WHERE ordinal % ? <> ?", (of, keep))
+        db.execute("UPDATE facts SET value = 'false' WHERE name = 'finished'")
+    return folder
+
+
+def exported(folder: Path, out: Path) -> str:
+    from countersteer.store import export
+
+    with Run.open(folder) as run:
+        export(run, out)
+    return out.read_text()
+
+
+def test_merged_shards_are_the_run_they_were_cut_from(done: Path, tmp_path: Path) -> None:
+    shards = [shard(done, tmp_path / f"shard{i}", i, 3) for i in range(3)]
+    result = merge(shards, tmp_path / "whole")
+    assert result["finished"] and result["missing"] == 0 and result["shards"] == 3
+    assert exported(tmp_path / "whole", tmp_path / "a") == exported(done, tmp_path / "b")
+    with Run.open(done) as a, Run.open(tmp_path / "whole") as b:
+        assert list(a.resamples()) == list(b.resamples())
+
+
+def test_a_missing_shard_leaves_the_merged_run_unfinished_and_resumable(done: Path, tmp_path: Path) -> None:
+    shards = [shard(done, tmp_path / f"shard{i}", i, 3) for i in range(2)]
+    result = merge(shards, tmp_path / "whole")
+    assert not result["finished"] and result["missing"] > 0
+    folder = done.parent
+    loaded = spec.load(folder / "study.toml")
+    with runner.run_study(loaded, tmp_path / "whole", tools=lambda _: world.tools(folder / "sae")) as run:
+        assert run.finished
+    assert exported(tmp_path / "whole", tmp_path / "a") == exported(done, tmp_path / "b")
+
+
+def test_runs_that_do_not_belong_together_are_refused(done: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(done, other)
+    with sqlite3.connect(other / "run.db") as db:
+        db.execute("UPDATE trials SET seed = seed + 1 WHERE arm = 'base'")
+    with pytest.raises(RunRefusedError, match="has another trials"):
+        merge([done, other], tmp_path / "x")
+    with sqlite3.connect(other / "run.db") as db:
+        db.execute("UPDATE trials SET seed = seed - 1 WHERE arm = 'base'")
+        db.execute("UPDATE completions SET text = 'another text' WHERE key = (SELECT MIN(key) FROM trials)")
+    with pytest.raises(RunRefusedError, match="another entry in completions"):
+        merge([done, other], tmp_path / "x")
+    assert not Run.exists(tmp_path / "x"), "nothing half merged is left"
+    with pytest.raises(RunRefusedError, match="holds a run already"):
+        merge([done, other], done)
+    with pytest.raises(InputError, match="at least two"):
+        merge([done], tmp_path / "x")
+    with pytest.raises(InputError, match="given twice"):
+        merge([done, done], tmp_path / "x")
