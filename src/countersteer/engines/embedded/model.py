@@ -104,9 +104,16 @@ def load_model(name: str, *, dtype: str | None = None, device: str | None = None
     hf_logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(source)
-        module = AutoModelForCausalLM.from_pretrained(
-            source, dtype=wanted, attn_implementation=attention_for(config), use_safetensors=True
+        module, info = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=wanted,
+            attn_implementation=attention_for(config),
+            use_safetensors=True,
+            output_loading_info=True,
         )
+        for kind in ("missing_keys", "mismatched_keys"):  # transformers would leave them random, with a warning
+            if bad := sorted(str(key) for key in info.get(kind) or ()):
+                raise InputError(f"model {name!r}: {len(bad)} {kind.replace('_keys', '')} weights, {bad[0]} for one")
         folder = Path(source) if Path(source).is_dir() else Path(str(cached_file(source, "config.json"))).parent
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
