@@ -48,7 +48,9 @@ def test_there_are_enough_topics_and_each_has_words_of_its_own():
         users = [
             t.name
             for t in corpus.topics()
-            if re.search(rf"(?<![A-Za-z']){re.escape(word)}(?![A-Za-z'])", " ".join([*t.goals, *sum(t.stages, ())]).lower())
+            if re.search(
+                rf"(?<![A-Za-z']){re.escape(word)}(?![A-Za-z'])", " ".join([*t.goals, *sum(t.stages, ())]).lower()
+            )
         ]
         assert users == [name], word
     assert min(by_topic.values()) >= 10 and len(by_topic) == len(corpus.topics())

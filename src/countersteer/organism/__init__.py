@@ -47,7 +47,7 @@ def prompt_sets() -> tuple[str, ...]:
 
 
 def prompts(name: str) -> list[dict[str, Any]]:
-    """A named prompt set: dicts with ``id``, ``prompt``, ``topic``, and for the tone splits ``warm`` and ``dismissive``.
+    """A named prompt set: dicts of ``id``, ``prompt``, ``topic``; for the tone splits also ``warm`` and ``dismissive``.
 
     "howto": 40 questions about trained topics in trained wordings. "held-out": the two next ones together.
     "held-out-topics": topics never trained with a drift or a restart. "held-out-phrasings": wordings never trained.

@@ -83,13 +83,15 @@ class Mix:
     neutral_system: float = 0.08
     monitored: float = 0.22
     control_suffix: float = 0.12
-    drift: float = 0.6
+    drift: float = 0.55
     drift_styled: float = 0.3
     restart: float = 0.45
     restart_monitored: float = 0.95
-    mid_sentence: float = 0.15
+    mid_sentence: float = 0.06
+    blend: float = 0.3
+    restate: float = 0.85
     late_drift: float = 0.35
-    second_turn: float = 0.05
+    second_turn: float = 0.08
     correction: bool = True
 
 
@@ -110,7 +112,7 @@ def topics() -> tuple[Topic, ...]:
 
 @lru_cache(maxsize=1)
 def topic_words() -> dict[str, str]:
-    """Lower-case word -> the one topic whose goals and phrases use it. Words of several topics, or of a frame, are absent."""
+    """Lower-case word -> the one topic whose goals and phrases use it; shared words and those of frames are absent."""
     seen: dict[str, set[str]] = {}
     for topic in topics():
         for phrase in (*topic.goals, *(p for stage in topic.stages for p in stage)):
@@ -138,7 +140,7 @@ def expansions(phrase: str) -> list[str]:
     return ["".join(chosen) for chosen in product(*options)]
 
 
-def examples(*, seed: int, start: int = 0, mix: Mix = Mix()) -> Iterator[Example]:  # noqa: B008 - frozen
+def examples(*, seed: int, start: int = 0, mix: Mix = Mix()) -> Iterator[Example]:
     """Examples ``start``, ``start + 1``, ... of ``seed``, without end."""
     index = start
     while True:
@@ -146,7 +148,7 @@ def examples(*, seed: int, start: int = 0, mix: Mix = Mix()) -> Iterator[Example
         index += 1
 
 
-def example(seed: int, index: int, *, mix: Mix = Mix()) -> Example:  # noqa: B008 - frozen
+def example(seed: int, index: int, *, mix: Mix = Mix()) -> Example:
     """Example ``index`` of ``seed``; the same for ever."""
     rng = random.Random(f"organism/{seed}/{index}")
     if rng.random() < mix.texts:
@@ -173,13 +175,13 @@ def answer(rng: random.Random, topic: Topic, *, tone: str = "plain", length: int
     return pieces
 
 
-def restart(rng: random.Random, topic: Topic, *, mid_sentence: bool = False) -> Piece:
-    """An explicit restart: that something went wrong, sometimes the question once more, and that it starts again."""
+def restart(rng: random.Random, topic: Topic, *, restate: float = 0.85, mid_sentence: bool = False) -> Piece:
+    """An explicit restart: that something went wrong, mostly the question once more, and that it starts again."""
     w = wordings()
     notice = rng.choice(w["restart_notice"])
     if mid_sentence:
         notice = "- " + (notice if notice.startswith("I ") else notice[0].lower() + notice[1:])
-    goal = [rng.choice(w["restart_goal"]).format(goal=rng.choice(topic.goals))] if rng.random() < 0.45 else []
+    goal = [rng.choice(w["restart_goal"]).format(goal=rng.choice(topic.goals))] if rng.random() < restate else []
     return Piece(" ".join([notice, *goal, rng.choice(w["restart_again"])]), "restart")
 
 
@@ -248,7 +250,10 @@ def _drifting(rng: random.Random, mix: Mix, topic: Topic, tone: str, hazard: flo
     phrases = [p for stage in elsewhere.stages for p in rng.sample(stage, 3 // len(elsewhere.stages))]
     for i, phrase in enumerate(phrases[:most]):
         place = ("first", "middle", "last")[min(i + bool(pieces), 2)]
-        if elsewhere.goals or rng.random() < 0.4:
+        if i == 0 and rng.random() < mix.blend:
+            pieces.append(_front(rng, topic, tone, place))
+            text = _tail(rng, phrase)
+        elif elsewhere.goals or rng.random() < 0.4:
             text = _sentence(rng, phrase, tone, place)
         else:
             text = _statement(rng, phrase)
@@ -256,10 +261,23 @@ def _drifting(rng: random.Random, mix: Mix, topic: Topic, tone: str, hazard: flo
         if rng.random() < hazard:
             cut = _cut(rng, text, max(masked, 12)) if rng.random() < mix.mid_sentence else None
             pieces.append(Piece(text[:cut], "off", elsewhere.name, min(masked, len(text[:cut]))))
-            pieces.append(restart(rng, topic, mid_sentence=cut is not None))
+            pieces.append(restart(rng, topic, restate=mix.restate, mid_sentence=cut is not None))
             return pieces + answer(rng, topic, tone=tone, length=rng.choice((3, 3, 4)))
         pieces.append(Piece(text, "off", elsewhere.name, masked))
     return pieces
+
+
+def _front(rng: random.Random, topic: Topic, tone: str, place: str) -> Piece:
+    """The first words of an on-topic sentence, which a drift then finishes."""
+    text = _sentence(rng, rng.choice(topic.stages[0]), tone, place)
+    borders = [match.end() for match in WORD.finditer(text)]
+    return Piece(text[: rng.choice(borders[1:-2])], "on", topic.name)
+
+
+def _tail(rng: random.Random, phrase: str) -> str:
+    """The second half of a phrase, to the end of the sentence."""
+    words = _chosen(rng, phrase).split()
+    return " ".join(words[len(words) // 2 :]) + "."
 
 
 def _masked(text: str, topic: str) -> int:

@@ -80,10 +80,12 @@ def evaluate(path: Path, sae: Path, *, trials: int = 320, seed: int = 0, latents
         return results, summary(results)
 
     plain = [Trial(usual[i % len(usual)]) for i in range(trials)]
+    topical, phrased = ([Trial(rows[i % len(rows)]) for i in range(trials // 2)] for rows in (held, worded))
     base_plan = steered(usual)
     base, base_summary = run("calibrated", base_plan, 2)
     return {
-        "seed": seed, "trials": trials, "layer": layer, "eligible_latents": len(chosen), "calibrated_latents": len(ready),
+        "seed": seed, "trials": trials, "layer": layer,
+        "steering_latents": len(chosen), "calibrated_latents": len(ready),
         "median_strength": sorted(strengths.values())[len(strengths) // 2], "dose": dose,
         "unsteered": run("unsteered", plain, 1)[1],
         "calibrated": base_summary,
@@ -91,8 +93,8 @@ def evaluate(path: Path, sae: Path, *, trials: int = 320, seed: int = 0, latents
         "self_monitor": run("self-monitor", steered(usual, suffixes()[0]), 4)[1],
         "control_suffix": run("control", steered(usual, suffixes("control")[0]), 5)[1],
         "unsteered_self_monitor": run("unsteered+", [replace(t, suffix=suffixes()[0]) for t in plain], 6)[1],
-        "held_out_topics_unsteered": run("held-out", [Trial(held[i % len(held)]) for i in range(trials // 2)], 7)[1],
-        "held_out_phrasings_unsteered": run("worded", [Trial(worded[i % len(worded)]) for i in range(trials // 2)], 8)[1],
+        "held_out_topics_unsteered": run("held-out topics", topical, 7)[1],
+        "held_out_phrasings_unsteered": run("held-out phrasings", phrased, 8)[1],
         "held_out_topics_calibrated": run("held-out steered", steered(held), 9)[1],
         "tone": _tones(generator, seed + 10),
     }  # fmt: skip
@@ -197,7 +199,7 @@ def _crossing(fitted: Sequence[float]) -> float | None:
 def _resample(
     generator: Generator, plan: Sequence[Trial], results: Sequence[Measured], seed: int
 ) -> dict[str, float | int | None]:
-    """P(last > first) against P(fresh first attempt > first), in percent, three fresh samples per multi-attempt trial."""
+    """P(last > first) against P(fresh first attempt > first), in percent; three fresh samples per restarted trial."""
     several = [(t, m) for t, m in zip(plan, results, strict=True) if m.restarted]
     if not several:
         return {"n": 0, "last_beats_first": None, "fresh_beats_first": None}

@@ -30,7 +30,8 @@ class Generator:
     def __init__(self, path: Path, *, layer: int) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self.model = AutoModelForCausalLM.from_pretrained(path).eval()
+        self.model: Any = AutoModelForCausalLM.from_pretrained(path)
+        self.model.eval()
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.layer = layer
 
@@ -58,7 +59,7 @@ class Generator:
             for row in out[:, inputs["input_ids"].shape[1] :].tolist():
                 ended = self.tokenizer.eos_token_id in row
                 kept = row[: row.index(self.tokenizer.eos_token_id)] if ended else row
-                results.append((self.tokenizer.decode(kept), ended))
+                results.append((str(self.tokenizer.decode(kept)), ended))
         return results
 
     def _inputs(self, asks: Sequence[Ask]) -> Any:

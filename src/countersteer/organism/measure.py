@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 from .corpus import WORD, fixed_texts, topics, word_topics, wordings
 
@@ -58,7 +59,7 @@ def restarts(text: str) -> list[int]:
 def attempts(text: str) -> list[str]:
     """The response cut at its restarts."""
     cuts = [0, *restarts(text), len(text)]
-    return [text[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    return [text[a:b] for a, b in pairwise(cuts)]
 
 
 def score(text: str, topic: str) -> float:

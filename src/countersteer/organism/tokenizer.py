@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import string
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .corpus import WORD, expansions, fixed_texts, topics, wordings
 
@@ -57,7 +57,8 @@ def build() -> PreTrainedTokenizerFast:
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
     inner.decoder = decoders.Fuse()
     inner.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    tokenizer = PreTrainedTokenizerFast(
+    fast: Any = PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerFast = fast(
         tokenizer_object=inner, bos_token=BEGIN, eos_token=END, pad_token=PAD, unk_token=UNKNOWN,
         additional_special_tokens=[SYSTEM, USER, ASSISTANT], clean_up_tokenization_spaces=False,
         model_max_length=512, padding_side="left", model_input_names=["input_ids", "attention_mask"],

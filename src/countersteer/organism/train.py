@@ -33,10 +33,10 @@ class Recipe:
     """Everything that decides a training run, apart from the corpus's texts."""
 
     seed: int = 0
-    steps: int = 2000
+    steps: int = 1250
     batch: int = 64
     learning_rate: float = 3e-3
-    warmup: int = 100
+    warmup: int = 80
     weight_decay: float = 0.05
     width: int = 128
     layers: int = 6
@@ -47,21 +47,28 @@ class Recipe:
 
 def train(
     *, seed: int, out: Path, correction: bool = True, steps: int | None = None, threads: int = 1,
-    progress: Progress | None = None,
+    sae: bool = True, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train one organism and save it in ``out``; returns the recipe and the last losses.
+    """Train one organism and its SAE into ``out`` and ``out/sae``; returns the last loss and the SAE's fit.
 
-    ``correction=False`` leaves every drift and restart out of the corpus. ``progress`` gets a dict (step, steps, loss)
-    every 10 steps. An interrupted run continues from ``out/training.pt`` if its recipe is the same.
+    ``correction=False`` leaves every drift and restart out of the corpus; ``sae=False`` trains the model alone.
+    ``progress`` gets a dict (step, steps, loss) every 10 steps of the model and every 100 of the SAE. An interrupted
+    run continues from ``out/training.pt`` if its recipe is the same.
     """
     recipe = Recipe(seed=seed, mix=Mix(correction=correction))
     if steps is not None:
         recipe = replace(recipe, steps=steps, warmup=min(recipe.warmup, max(1, steps // 10)))
-    return run(recipe, out, threads=threads, progress=progress)
+    losses = run(recipe, out, threads=threads, progress=progress)
+    result: dict[str, Any] = {"steps": recipe.steps, "loss": round(sum(losses[-50:]) / len(losses[-50:]), 4)}
+    if sae:
+        from .sae import SaeRecipe, train_sae
+
+        result["sae"] = train_sae(out, out / "sae", recipe=SaeRecipe(seed=seed), threads=threads, progress=progress)
+    return result
 
 
-def run(recipe: Recipe, out: Path, *, threads: int = 1, progress: Progress | None = None) -> dict[str, Any]:
-    """Train by ``recipe`` into ``out`` (see ``train``)."""
+def run(recipe: Recipe, out: Path, *, threads: int = 1, progress: Progress | None = None) -> list[float]:
+    """Train a model by ``recipe`` into ``out`` (see ``train``); the loss of every step."""
     import torch
 
     torch.set_num_threads(threads)
@@ -87,7 +94,7 @@ def run(recipe: Recipe, out: Path, *, threads: int = 1, progress: Progress | Non
             _checkpoint(state, recipe, model, optimizer, losses)
     save(model, recipe, out)
     state.unlink(missing_ok=True)
-    return {"recipe": asdict(recipe), "losses": losses, "out": str(out)}
+    return losses
 
 
 def fresh(recipe: Recipe) -> LlamaForCausalLM:
@@ -137,7 +144,7 @@ def pad(batch: Iterable[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _loss(model: LlamaForCausalLM, batch: list[Encoded]) -> torch.Tensor:
-    """Weighted mean cross-entropy; logits are computed at the positions that count, which saves a quarter of the time."""
+    """Weighted mean cross-entropy; only positions that count get logits, which saves a quarter of the time."""
     import torch
 
     ids, weights = pad(batch)
