@@ -104,13 +104,14 @@ def load_model(name: str, *, dtype: str | None = None, device: str | None = None
     hf_logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(source)
-        module, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=wanted,
             attn_implementation=attention_for(config),
             use_safetensors=True,
             output_loading_info=True,
         )
+        module, info = loaded
         for kind in ("missing_keys", "mismatched_keys"):  # transformers would leave them random, with a warning
             if bad := sorted(str(key) for key in info.get(kind) or ()):
                 raise InputError(f"model {name!r}: {len(bad)} {kind.replace('_keys', '')} weights, {bad[0]} for one")
@@ -128,8 +129,7 @@ def load_model(name: str, *, dtype: str | None = None, device: str | None = None
     finally:
         if bar:
             hf_logging.enable_progress_bar()
-    module = module.to(place)  # type: ignore[arg-type]
-    return verified(module, tokenizer, name=name, print_=print_)
+    return verified(module.to(place), tokenizer, name=name, print_=print_)
 
 
 def verified(module: Any, tokenizer: Any, *, name: str = "in-memory", print_: str | None = None) -> LoadedModel:
