@@ -31,9 +31,7 @@ def engine_options(settings: Settings, options: Mapping[str, Any]) -> dict[str, 
     fixed = {"worker_cls": WORKER, "scheduler_cls": SCHEDULER, "async_scheduling": False}
     for name, value in fixed.items():
         if options.get(name, value) != value and name == "async_scheduling":
-            raise RefusedError(
-                "asynchronous scheduling", "receipts would count positions after the end", "leave it off"
-            )
+            raise RefusedError("asynchronous scheduling", "receipts would count tokens after the end", "leave it off")
     more = dict(options.get("additional_config") or {})
     return {**fixed, **options, "additional_config": {**more, CONFIG_KEY: settings.to_dict()}}
 
@@ -253,6 +251,7 @@ class VllmEngine:
         if self.bridge.thread.is_alive():
             self.bridge.loop.call_soon_threadsafe(self.llm.shutdown)
             self.bridge.stop()
+        self.llm = self.session.llm = None
         shutil.rmtree(self._store, ignore_errors=True)
 
     def __enter__(self) -> VllmEngine:

@@ -18,6 +18,7 @@ VERSIONS = ("0.32.",)
 CONFIG_KEY = "countersteer"
 """The entry of `additional_config` (part of vLLM's compile-cache key) and of `extra_args` that is ours."""
 
+_LAYERS = ("model.layers", "language_model.model.layers", "transformer.h", "gpt_neox.layers", "model.decoder.layers")
 _RUNNER = ("_prepare_inputs", "_dummy_run", "get_model")
 _SCHEDULER = ("add_request", "finish_requests", "schedule", "grammar_compile_error_reqs")
 _HASHERS = ("vllm.v1.core.kv_cache_utils", "vllm.v1.core.block_pool", "vllm.v1.simple_kv_offload.manager")

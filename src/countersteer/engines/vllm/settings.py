@@ -49,9 +49,7 @@ class Settings:
     def from_dict(cls, data: Any) -> Settings:
         """The settings that `to_dict` wrote. Raises InputError."""
         if not isinstance(data, Mapping):
-            raise InputError(
-                "vLLM runs without countersteer's settings: pass additional_config={'countersteer': {...}}"
-            )
+            raise InputError("vLLM runs without settings for steering: pass additional_config={'countersteer': {...}}")
         unknown = set(data) - set(cls.__dataclass_fields__)
         if unknown:
             raise InputError(f"unknown vLLM settings {sorted(unknown)}; known: {', '.join(cls.__dataclass_fields__)}")

@@ -48,9 +48,7 @@ class Store:
         """The store of the engine that this process belongs to. Raises InputError."""
         folder = os.environ.get(ENV)
         if not folder:
-            raise InputError(
-                f"{ENV} is not set: it names the folder of interventions that the engine's processes share"
-            )
+            raise InputError(f"{ENV} is not set: it names the folder of interventions that processes share")
         return cls(folder)
 
     def put(self, intervention: Intervention) -> str:
@@ -90,9 +88,7 @@ class Store:
             os.link(partial, path)
         except FileExistsError:
             if path.read_text() != key:
-                raise InputError(
-                    f"the name {name!r} is taken by another intervention, and names never change"
-                ) from None
+                raise InputError(f"the name {name!r} is taken by another intervention, for good") from None
         finally:
             partial.unlink()
 

@@ -1,0 +1,206 @@
+"""Small models on disk, mixed requests for them, and what plain hooks on full passes make of each request.
+
+The same requests are built in any environment (the embedded engine's answers come from another one).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import countersteer as cs
+from helpers_cases import METHODS, Maker
+from helpers_models import decoder_layers, prompts, tiny
+from helpers_reference import Write, in_span, plain_hooks
+
+WIDTH, VOCAB = 64, 89
+SHAPE: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 96,
+    "head_dim": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 96,
+    "initializer_range": 0.18,
+}
+SPANS = ("all", "prompt", "response", "generation", "from", "until")
+NEW = 10
+GREEDY = cs.Sampling(temperature=0, max_tokens=NEW)
+MARGIN = 1e-4
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request and the same as plain writes."""
+
+    name: str
+    request: cs.Request
+    writes: tuple[Write, ...]
+
+    @property
+    def tokens(self) -> list[int]:
+        """The prompt's token ids."""
+        assert self.request.tokens is not None
+        return list(self.request.tokens)
+
+
+def save(name: str, folder: Path) -> Path:
+    """Save a model of an architecture as float32 safetensors; returns its folder."""
+    path = folder / name
+    if not (path / "config.json").exists():
+        tied = {"tie_word_embeddings": True} if name == "gemma2" else {}  # as vLLM takes for granted
+        tiny(name, dtype=torch.float32, **SHAPE, **tied).save_pretrained(path)
+    return path
+
+
+def load(path: Path) -> Any:
+    """The model in float64 for references."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    attention = "eager" if getattr(AutoConfig.from_pretrained(path), "attn_logit_softcapping", None) else "sdpa"
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, attn_implementation=attention)
+    return model.eval()
+
+
+def spelled(span: str, prompt: int, seed: int) -> str:
+    """A span's text; `from` and `until` get a position before, at and after the prompt's end in turn."""
+    if span not in ("from", "until"):
+        return span
+    return f"{span}({max((1, prompt - 1, prompt, prompt + 2, prompt // 2)[seed % 5], 1)})"
+
+
+def cases(model: Any) -> list[Case]:
+    """Every constructor on every span, then joined interventions, steps of order and readouts, then the shared-prompt
+    matrix: two prompts, each with seven interventions, so that a wrong cache key must show."""
+    layers = len(decoder_layers(model))
+    sample = prompts(2, seed=99)[1]
+    makers = [Maker(model, layer, sample) for layer in range(layers)]
+    texts = prompts(len(METHODS) * len(SPANS), seed=11)
+    out = []
+    for i, (method, span) in enumerate((m, s) for m in METHODS for s in SPANS):
+        steer, write = makers[i % layers].make(method, seed=i)
+        where = spelled(span, len(texts[i]), i)
+        request = cs.Request(tokens=tuple(texts[i]), intervention=steer.span(where), sampling=GREEDY)
+        out.append(Case(f"{method} {where}", request, (replace(write, span=where),)))
+    more = prompts(6, seed=12, low=20, high=60)
+    for i, text in enumerate(more[:3]):
+        a, write_a = makers[0].make("add", seed=i)
+        b, write_b = makers[-1].make("clamp", seed=i + 1)
+        c, write_c = makers[-1].make("add_latent", seed=i + 2)
+        steer = a.span("prompt") + b.span("response") + c.span("generation") + c.span("generation")
+        writes = (
+            replace(write_a, span="prompt"),
+            replace(write_b, span="response"),
+            replace(write_c, span="generation"),
+            replace(write_c, span="generation"),
+        )
+        out.append(Case(f"joined {i}", cs.Request(tokens=tuple(text), intervention=steer, sampling=GREEDY), writes))
+    for i, text in enumerate(more[3:]):
+        a, write_a = makers[1].make("add", seed=2 * i + 1)
+        b, write_b = makers[1].make("remove", seed=i)
+        request = cs.Request(tokens=tuple(text), intervention=a + b.order(1), sampling=GREEDY)
+        out.append(Case(f"two steps {i}", request, (write_a, replace(write_b, order=1))))
+    for i, text in enumerate(prompts(2, seed=13, low=70, high=71)):
+        v = makers[1].make("add", seed=41)
+        flipped = makers[1]
+        d, s = v[0].edits[0], v[1]
+        variants: list[tuple[str, Any, tuple[Write, ...]]] = [
+            ("none", None, ()),
+            ("add", v[0], (s,)),
+            (
+                "add negative",
+                cs.add(cs.direction(-d.write[0].double() * float(d.intercept[0, 1]), layer=1), 1.0),
+                (Write(1, lambda h, s=s: -s.delta(h)),),  # type: ignore[misc]
+            ),
+            ("ablation", *_one(flipped.make("ablate", seed=42))),
+            ("target", *_one(flipped.make("to_target", seed=43))),
+            ("response-only add", v[0].span("response"), (replace(s, span="response"),)),
+        ]
+        third, write_third = makers[-1].make("ablate", seed=44)
+        mixed = v[0] + third
+        variants.append(("mixed", mixed, (s, write_third)))
+        for name, steer, writes in variants:
+            request = cs.Request(tokens=tuple(text), intervention=steer, sampling=GREEDY)
+            out.append(Case(f"shared {i} {name}", request, writes))
+    return out
+
+
+def _one(pair: tuple[Any, Write]) -> tuple[Any, tuple[Write, ...]]:
+    return pair[0], (pair[1],)
+
+
+def shared(all_cases: list[Case]) -> list[Case]:
+    """The fourteen cases that share two prompts."""
+    return [c for c in all_cases if c.name.startswith("shared")]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Greedy tokens, log-probability of each, and by how much it beat the second (log-probabilities)."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    margins: list[float]
+
+
+def expected(model: Any, case: Case) -> Expected:
+    """What plain hooks on passes over the whole text so far make of a request."""
+    text = case.tokens
+    prompt = len(text)
+    tokens, logprobs, margins = [], [], []
+    with plain_hooks(model, case.writes, prompt), torch.inference_mode():
+        for _ in range(NEW):
+            row = model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1].log_softmax(0)
+            best = row.topk(2)
+            text = [*text, int(best.indices[0])]
+            tokens.append(text[-1])
+            logprobs.append(float(best.values[0]))
+            margins.append(float(best.values[0] - best.values[1]))
+    return Expected(tokens, logprobs, margins)
+
+
+def agree(want: Expected, tokens: list[int]) -> tuple[int, bool]:
+    """(tokens that agree, whether a difference is explained by a margin below MARGIN)."""
+    for i, (a, b) in enumerate(zip(want.tokens, tokens, strict=True)):
+        if a != b:
+            return i, want.margins[i] < MARGIN
+    return len(tokens), True
+
+
+def receipts(model: Any, case: Case, generated: list[int]) -> dict[int, dict[str, float]]:
+    """Per edited layer: tokens seen and changed, mean and max |h' - h| / |h| (position 0 left out), from one pass over
+    the text as it was read."""
+    text = [*case.tokens, *generated[:-1]]
+    prompt, out = len(case.tokens), {}
+    layers = decoder_layers(model)
+    for layer in sorted({w.layer for w in case.writes}):
+        seen: list[Tensor] = []
+
+        def first(module: Any, args: Any, output: Any, seen: list[Tensor] = seen) -> None:
+            seen.append((output[0] if isinstance(output, tuple) else output)[0].clone())
+
+        handle = layers[layer].register_forward_hook(first)
+        with plain_hooks(model, case.writes, prompt), torch.inference_mode():
+            last = layers[layer].register_forward_hook(first)
+            model(input_ids=torch.tensor([text]), use_cache=False)
+            last.remove()
+        handle.remove()
+        before, after = seen
+        positions = torch.arange(len(text))
+        inside = torch.zeros(len(text), dtype=torch.bool)
+        for w in case.writes:
+            if w.layer == layer:
+                inside |= in_span(w.span, positions, prompt)
+        moved = (after - before).norm(dim=1)
+        relative = (moved / before.norm(dim=1))[inside & (positions > 0)]
+        out[layer] = {
+            "seen": int(inside.sum()),
+            "changed": int((inside & (moved > 1e-6 * before.norm(dim=1))).sum()),
+            "mean": float(relative.mean()) if len(relative) else 0.0,
+            "max": float(relative.max()) if len(relative) else 0.0,
+        }
+    return out
