@@ -118,16 +118,17 @@ class Affinity:
         own = np.clip(own_presence, 0.0, None) / total
         others = len(self.prompts) - 1
         rest = (self._rate_sum[ids] - self._rates[prompt, ids]) / max(others, 1)
-        mass = (
-            np.where(np.array([word in _COMMON for word, _, _ in known]), _MASS_COMMON, _mass(np.maximum(rest, 0.0)))
-            * damped
-        )
-        membership = np.where(own > 1e-6, own / (own + rest + _SHRINK), 0.0)
+        common = np.array([word in _COMMON for word, _, _ in known])
+        mass = np.where(common, _MASS_COMMON, _mass(np.maximum(rest - 1.0 / max(others, 1), 0.0))) * damped
+        membership = np.where((own > 1e-6) & ~common, own / (own + rest + _SHRINK), 0.0)
         distinct = len(counts) / max(1, sum(counts.values()))
         raw = float((mass * membership).sum() / (mass.sum() + unknown + _PSEUDO_MASS))
         return raw * min(1.0, distinct / 0.25)
 
 
 def _mass(rest: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mass of a word that stands in a share `rest` of the other prompts' references: 1 for none, near 0 for most."""
+    """Mass of a word by the share of the other prompts' references that hold it, beyond one whole prompt.
+
+    1 for a word of no or one other prompt (it tells topics apart), near 0 for one of most prompts.
+    """
     return np.asarray(np.maximum(_MASS_COMMON, 1.0 - np.log1p(rest * 30.0) / math.log(16.0)), dtype=np.float32)

@@ -138,18 +138,19 @@ def _opening(text: str, at: int, end: int, *, after_question: bool) -> tuple[int
 def _hits(text: str, start: int, rest: int, end: int) -> list[_Hit]:
     """Every cue of the piece [start, end), whose words after interruptions and fillers begin at `rest`."""
     found = []
-    personal = FIRST_PERSON.search(text, start, end) is not None
+    body = text[start:end]  # a slice, so that ^ is the start of the piece
+    personal = FIRST_PERSON.search(body) is not None
     for cue in CUES:
         if cue.first_person and not personal:
             continue
         if cue.anchored:
-            m = cue.pattern.match(text, rest, end)
+            m = cue.pattern.match(body, rest - start)
             if m is None and rest > start:
-                m = cue.pattern.match(text, start, end)
+                m = cue.pattern.match(body)
         else:
-            m = cue.pattern.search(text, start, end)
+            m = cue.pattern.search(body)
         if m:
-            found.append(_Hit(cue.weight, cue, m.start(), m.end()))
+            found.append(_Hit(cue.weight, cue, start + m.start(), start + m.end()))
     return found
 
 
@@ -215,7 +216,7 @@ def weigh(text: str, piece: Piece, before: str, *, carried: bool) -> Evidence:
     rest, interruption, last = _opening(text, piece.start, end, after_question=after_question)
     hits = _hits(text, piece.start, rest, end)
     dangling = piece.broken and _DANGLING.search(before[-40:]) is not None
-    voiced = FIRST_PERSON.search(body) or voice.HINT.search(body) or voice.OWN_VOICE.match(text, rest, end)
+    voiced = FIRST_PERSON.search(body) or voice.HINT.search(body) or voice.OWN_VOICE.match(text[rest:end])
     if not hits and not interruption and not carried and not dangling and not voiced:
         return _NOTHING
     if _REPORTED.search(before):

@@ -128,7 +128,7 @@ ABOUT_ANSWER = re.compile(
 
 HINT = re.compile(
     r"\b(?:i|i'm|i've|sorry|meant|disregard|weird|detour)\b|"
-    r"^(?:\W*(?:well|but|so|ok|okay|ah|oh|yeah|no)\W+)*(?:(?:that|this|it)(?:'s| is| was) (?!how|"
+    r"^\W*(?:(?:well|but|so|ok|okay|ah|oh|yeah|no)\W+)*(?:(?:that|this|it)(?:'s| is| was) (?!how|"
     r"why|when|where|what|because|all)|none of|not that|something (?:is|was|went)|on to|"
     r"you (?:mean|meant|want)|let us return|let's return|ignore)",
     FLAGS,

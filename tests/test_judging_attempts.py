@@ -1,0 +1,177 @@
+"""Attempts are split where a response explicitly abandons what it wrote, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from countersteer.judging.attempts import split_attempts
+
+ROOT = Path(__file__).resolve().parent.parent
+RESTARTS = ROOT / "tests" / "data" / "restarts.jsonl"
+BEFORE = "Rinse the rice until the water runs clear and set it over a low flame. "
+AFTER = " Bees gather nectar from flowers and turn it into honey inside the hive."
+
+
+def labelled(split: str) -> list[dict]:
+    """The hand-labelled responses of one half: prompt, response, boundaries (offsets of restarts)."""
+    rows = [json.loads(line) for line in RESTARTS.read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if row["split"] == split]
+
+
+def f1(rows: list[dict]) -> float:
+    """F1 of "more than one attempt" per response."""
+    found = [len(split_attempts(row["response"], prompt=row["prompt"])) > 1 for row in rows]
+    truth = [bool(row["boundaries"]) for row in rows]
+    hits = sum(a and b for a, b in zip(found, truth, strict=True))
+    return 2 * hits / (sum(found) + sum(truth))
+
+
+def restarts(text: str) -> list[int]:
+    return [start for start, _, _ in split_attempts(text)][1:]
+
+
+def test_responses_the_rules_were_written_on_are_split_where_people_split_them() -> None:
+    rows = labelled("tune")
+    assert f1(rows) >= 0.98
+    exact = sum(
+        [s for s, _, _ in split_attempts(r["response"], prompt=r["prompt"])][1:] == r["boundaries"] for r in rows
+    )
+    assert exact / len(rows) >= 0.98
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        "Wait, that's not right.",
+        "Hold on, I'm drifting off topic.",
+        "Scratch that.",
+        "My mistake.",
+        "Let me start over.",
+        "Correction:",
+        "I misread the question.",
+        "None of this answers your question.",
+        "Sorry, I made a mistake.",
+        "Please ignore the previous paragraph.",
+        "What am I talking about?",
+        "You asked about bees, not rice.",
+        "Second attempt:",
+        "Let’s go back to the beginning.",
+        "WAIT, NO.",
+    ],
+)
+def test_explicit_restart_opens_an_attempt_at_its_first_character(phrase: str) -> None:
+    assert restarts(BEFORE + phrase + AFTER) == [len(BEFORE)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Wait five minutes, then try again with less water.",
+        "If you made a mistake, start over from step 2.",
+        "Actually, the best way is slow and steady.",
+        "Many cooks stir it. That's wrong, as the grains break.",
+        'He said "wait, that is not right, let me start over" and left.',
+        "The judge wrote: 'I stand corrected.' It was a joke.",
+        "\n\n```python\nprint('Sorry, let me try again')\n# wait, that's wrong\n```\n\n",
+        "Is it safe to reheat? No, that is wrong to do twice.",
+        "Let me know if you have questions. I'm sorry you had trouble.",
+        "My mistake as a beginner was to peek.",
+    ],
+)
+def test_look_alikes_open_none(text: str) -> None:
+    assert restarts(BEFORE + text + " Serve the rice hot.") == []
+
+
+def test_restart_at_the_very_beginning_opens_no_empty_attempt() -> None:
+    assert len(split_attempts("I'll try again. To boil an egg, lower it into simmering water.")) == 1
+    assert len(split_attempts("You're right, I made a mistake. The wall fell in 1989.")) == 1
+
+
+def test_restart_without_anything_after_it_opens_none() -> None:
+    assert len(split_attempts(BEFORE + "Wait, that's not right.")) == 1
+
+
+def test_two_restarts_give_three_attempts_that_carry_their_phrases() -> None:
+    first, second = "Sorry, that made no sense.", "Scratch that."
+    text = f"{BEFORE}{first} Trombones use a slide to change their pitch. {second}{AFTER}"
+    parts = split_attempts(text)
+    assert [start for start, _, _ in parts] == [0, text.index(first), text.index(second)]
+    assert parts[0][2] is None
+    assert parts[2][2] == "Scratch that"
+
+
+def test_restart_in_mid_sentence() -> None:
+    text = "The tallest mountain in Africa is Mont Blanc, between Kenya and—no, scrap that. It is Kilimanjaro."
+    assert restarts(text) == [text.index("no, scrap")]
+
+
+def test_weak_language_counts_where_the_text_turns_to_its_prompt() -> None:
+    text = BEFORE + "Well, that was a wild detour." + AFTER
+    assert len(split_attempts(text, prompt="How do bees make honey?")) == 2
+    assert (
+        len(split_attempts(text.replace("Well, that was a wild detour. ", ""), prompt="How do bees make honey?")) == 1
+    )
+
+
+def test_response_without_words_has_no_attempt() -> None:
+    assert split_attempts("") == split_attempts(" \n… !?") == []
+
+
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            "Wait, that's wrong. ",
+            "Mix it well. ",
+            "“No,” she said. ",
+            "```\n",
+            "- ",
+            "sorry ",
+            "\n\n",
+            "let me try again",
+            "é漢字。",
+            "(",
+            "'",
+            ", no, ",
+        ]
+    ),
+    max_size=30,
+).map("".join)
+
+
+@given(st.one_of(st.text(max_size=300), PIECES))
+def test_attempts_cover_the_text_without_gap_or_overlap(text: str) -> None:
+    parts = split_attempts(text)
+    assert "".join(text[start:end] for start, end, _ in parts) == (text if parts else "")
+    assert all(start < end for start, end, _ in parts)
+    assert parts == split_attempts(text)
+
+
+NEUTRAL = ["Chop the onions into small cubes.", "Heat the oil in a wide pan.", "Serve it with bread and butter."]
+
+
+@given(st.sampled_from(labelled("tune")), st.sampled_from(NEUTRAL), st.booleans())
+def test_neutral_sentence_changes_no_count(row: dict, sentence: str, own_line: bool) -> None:
+    text = row["response"]
+    if text.rstrip().endswith(("```", "|")):
+        return
+    longer = text + ("\n\n" if own_line else " ") + sentence
+    assert len(split_attempts(longer)) == len(split_attempts(text))
+
+
+@pytest.mark.parametrize(
+    "unit", ["ok, so, ", "wait, ", "let me please just ", "(", "'a ", '" a "', "那么 ", "Aa: b\n", "- no\n"]
+)
+def test_time_grows_no_faster_than_length(unit: str) -> None:
+    def seconds(times: int) -> float:
+        begin = time.process_time()
+        split_attempts(unit * times)
+        return time.process_time() - begin
+
+    seconds(100)
+    assert seconds(8000) <= 40 * max(seconds(1000), 0.005)
