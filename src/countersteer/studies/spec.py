@@ -173,8 +173,9 @@ def _check(settings: Study, name: str) -> None:
 
 
 def _one_line(error: ValidationError) -> str:
-    """The first problem of a validation, in our words."""
-    first = error.errors(include_url=False)[0]
+    """The problem of a validation to mend first, in our words: a mistyped key explains the one that is missing."""
+    problems = error.errors(include_url=False)
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     where = [str(part) for part in first["loc"]]
     value = first.get("input")
     section = f"[{where[0]}]" if len(where) == 2 else f"[{'.'.join(where[:-1])}]"
