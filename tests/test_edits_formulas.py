@@ -241,14 +241,32 @@ def test_jumprelu_does_not_fire_at_its_threshold(threshold: float, dtype: torch.
     t = max(neighbours(threshold, torch.bfloat16)[1], 0.0)
     down, at, up = neighbours(t, dtype)
     latent = cs.edits.Latent(7, cs.Site(0), axis(3), 0.0, axis(5, 2.0), neighbours(threshold, torch.bfloat16)[1])
-    h = rows_at([down, at, up, -2.0, 1.5], dtype)
+    h = rows_at([down, at, up, -2.0, 1.5, -0.25], dtype)
     ablated = cs.edits.apply(h, cs.ablate(latent).edits, layer=0)[:, 5].double().tolist()
-    exact = [1.0, 1.0, 1.0 - 2 * up, 1.0, 1.0 - 3.0]
+    exact = [1.0, 1.0, 1.0 - 2 * up, 1.0, 1.0 - 3.0, 1.0]
     assert ablated == [float(torch.tensor(e, dtype=torch.float64).to(dtype)) for e in exact]
     clamped = cs.edits.apply(h, cs.clamp(latent, 0.5).edits, layer=0)[:, 5].double().tolist()
-    exact = [2.0, 2.0, 2.0 - 2 * up, 2.0, -1.0]
+    exact = [2.0, 2.0, 2.0 - 2 * up, 2.0, -1.0, 2.0]
     assert clamped == pytest.approx(exact, abs=1e-7 if dtype == torch.float32 else 2.0**-6)
     assert clamped[0] == clamped[1] == clamped[3] == 2.0
+
+
+def test_pieces_of_a_raw_row_meet_at_its_knots() -> None:
+    """p = 0 below lo, 1 from lo on, 2 from hi on, whatever the pieces are."""
+    table = (
+        torch.tensor([[0.0, 2.0, 0.0]], dtype=torch.float64),
+        torch.tensor([[10.0, 20.0, 30.0]], dtype=torch.float64),
+    )
+    for low, high in ((-1.0, 2.0), (0.5, 0.5)):
+        knots = [torch.tensor([k], dtype=torch.float64) for k in (low, high)]
+        read, write, bias = axis(3)[None], axis(5)[None], torch.tensor([0.25], dtype=torch.float64)
+        edit = cs.Edit(cs.Site(0), read, bias, write, *knots, *table, "raw")
+        x = [low - 1, *neighbours(low, torch.float64), *neighbours(high, torch.float64), high + 1]
+        h = rows_at([v - 0.25 for v in x], torch.float64)
+        x = (h[:, 3] + 0.25).tolist()
+        wanted = [10.0 if v < low else 30.0 if v >= high else 20.0 + 2 * v for v in x]
+        got = cs.edits.apply(h, [edit], layer=0)[:, 5] - 1
+        assert got.tolist() == pytest.approx(wanted, abs=1e-12)
 
 
 def test_zero_never_fires() -> None:
