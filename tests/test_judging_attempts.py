@@ -45,6 +45,11 @@ def test_responses_the_rules_were_written_on_are_split_where_people_split_them()
     assert exact / len(rows) >= 0.98
 
 
+def test_wording_the_rules_were_not_written_on_does_not_get_worse() -> None:
+    """A floor under what was measured (0.87), not the goal (0.95): see docs/judging.md."""
+    assert f1(labelled("test")) >= 0.85
+
+
 @pytest.mark.parametrize(
     "phrase",
     [
