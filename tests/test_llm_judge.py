@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("inspect_ai", reason="the extra [judge] is not installed (2026-11)")
 from countersteer.core.errors import CountersteerError, InputError
 from countersteer.core.reply import Reply
 from countersteer.judging.llm import LLMJudge, LLMRater

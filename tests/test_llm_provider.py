@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import inspect_ai
 import pytest
-
-inspect_ai = pytest.importorskip("inspect_ai", reason="the extra [judge] is not installed (2026-11)")
 import torch
 from inspect_ai.dataset import Sample
 from inspect_ai.model import ChatMessageAssistant, ChatMessageUser, GenerateConfig, get_model

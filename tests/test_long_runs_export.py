@@ -11,6 +11,8 @@ import zipfile
 from pathlib import Path
 from statistics import fmean
 
+import inspect_ai.log as log_file
+import pyarrow.parquet as pq
 import pytest
 
 import studies_world as world
@@ -34,7 +36,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_inspects_own_reader_finds_every_trial_with_its_attempts_scores_and_receipt(done: Path, tmp_path: Path) -> None:
-    log_file = pytest.importorskip("inspect_ai.log", reason="the extra [judge] is not installed (2026-11)")
+
     file = tmp_path / "demo.eval"
     with Run.open(done) as run:
         assert export_inspect(run, file) == sum(run.trial_counts().values())
@@ -78,7 +80,7 @@ def test_inspects_own_reader_finds_every_trial_with_its_attempts_scores_and_rece
 
 
 def test_the_inspect_command_line_opens_the_log(done: Path, tmp_path: Path) -> None:
-    pytest.importorskip("inspect_ai", reason="the extra [judge] is not installed (2026-11)")
+
     file = tmp_path / "demo.eval"
     with Run.open(done) as run:
         export_inspect(run, file)
@@ -88,7 +90,7 @@ def test_the_inspect_command_line_opens_the_log(done: Path, tmp_path: Path) -> N
 
 
 def test_an_unfinished_run_with_gaps_exports_too(done: Path, tmp_path: Path) -> None:
-    log_file = pytest.importorskip("inspect_ai.log", reason="the extra [judge] is not installed (2026-11)")
+
     shutil.copytree(done, tmp_path / "run")
     with sqlite3.connect(tmp_path / "run" / "run.db") as db:
         keys = [k for (k,) in db.execute("SELECT key FROM trials WHERE arm = 'base' ORDER BY ordinal LIMIT 2")]
@@ -106,7 +108,7 @@ def test_an_unfinished_run_with_gaps_exports_too(done: Path, tmp_path: Path) -> 
 
 
 def test_parquet_holds_what_the_documented_columns_say(done: Path, tmp_path: Path) -> None:
-    pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed (2026-11)")
+
     with Run.open(done) as run:
         assert export_parquet(run, tmp_path / "x.parquet") == sum(run.trial_counts().values())
         table = pq.read_table(tmp_path / "x.parquet")
