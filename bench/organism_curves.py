@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 import countersteer as cs
-from countersteer import organism
 from countersteer.core.fingerprint import named_seed, rng
 from countersteer.judging.offline import OfflineJudge
 from countersteer.judging.references import ReferenceSet
