@@ -59,7 +59,7 @@ def receipt_of(steer: Intervention | None, measured: Measured, *, prompt_tokens:
             raise EngineError(f"no worker measured layer {layer}: the request was not steered there")
         edits = [e for e in steer.edits if e.site.layer == layer]
         out.append(_layer(layer, edits, entry, measured, prompt_tokens))
-    notes = ()
+    notes: tuple[str, ...] = ()
     if measured.first:
         notes = (f"positions 0..{measured.first - 1} came from the prefix cache and were not measured again",)
     return Receipt(tuple(out), family, notes)

@@ -14,7 +14,7 @@ import torch
 from countersteer.core.errors import RefusedError
 from countersteer.engines.vllm.private import two_inputs
 from countersteer.engines.vllm.steering import Steering
-from countersteer.engines.vllm.unit import CHANGED, NOWHERE, SEEN, Rows, Unit
+from countersteer.engines.vllm.unit import CHANGED, NOWHERE, SEEN, Unit
 
 TOKENS = 4
 
@@ -36,7 +36,7 @@ def _arm(steering: Steering, count: int) -> None:
     for number, unit in steering.units.items():
         unit.open(1)
         unit.values.zero_()
-        for table in _tables(unit):
+        for table in unit.tables:
             table.bias[0], table.slope[0], table.intercept[0] = 1.0, 0.0, 1.0
             generator = torch.Generator().manual_seed(number)
             table.write[0] = torch.randn(steering.d_model, generator=generator).to(table.write)
@@ -55,7 +55,7 @@ def _disarm(steering: Steering) -> None:
         unit.peaks.zero_()
         unit.values.zero_()
         unit.read_bias.zero_()
-        for table in _tables(unit):
+        for table in unit.tables:
             table.clear([0])
             table.before.zero_()
             table.after.zero_()
@@ -79,10 +79,6 @@ def _check(steering: Steering, count: int) -> None:
                 f"the readouts of layer {number} are not recorded by the compiled graph",
                 "clearing vLLM's compile cache (~/.cache/vllm), or VLLM_DISABLE_COMPILE_CACHE=1",
             )
-
-
-def _tables(unit: Unit) -> list[Rows]:
-    return [t for t in unit.steps if isinstance(t, Rows)]
 
 
 def _check_streams(steering: Steering, config: Any) -> None:

@@ -89,7 +89,7 @@ class Session:
         steer = request.intervention
         if steer is not None and not isinstance(steer, Intervention):
             raise InputError(f"an intervention is made by cs.add, cs.clamp, ...; got {type(steer).__name__}")
-        groups = read_rows(request.readouts) if request.readouts is not None else []
+        groups = rows_of(request.readouts)
         check_fits(pieces_of(steer, groups), self.settings, n_layers=self.facts.n_layers, d_model=self.facts.d_model)
         if steer is not None and steer.gate is not None:
             self._check_capture(steer.gate.site, "the gate")
@@ -261,7 +261,7 @@ class Session:
         if isinstance(inputs, str):
             raise InputError("forward takes a list of texts: forward([text])")
         where, one = Span.parse(span), isinstance(capture, Site)
-        groups = read_rows(readouts) if readouts is not None else []
+        groups = rows_of(readouts)
         check_fits(pieces_of(None, groups), self.settings, n_layers=self.facts.n_layers, d_model=self.facts.d_model)
         sites: list[Site] = [] if capture is None else [capture] if one else list(capture)
         for site in sites:
@@ -317,6 +317,15 @@ class Session:
                 self._wanted.pop(key, None)
                 if not future.done():
                     future.set_result([a[i] for a in answers])
+
+
+def rows_of(readouts: Any) -> list[ReadRows]:
+    """Readout rows of latents and directions, or rows that a client has made of them."""
+    if readouts is None:
+        return []
+    if isinstance(readouts, list) and readouts and all(isinstance(r, ReadRows) for r in readouts):
+        return readouts
+    return read_rows(readouts)
 
 
 def reduced(values: Tensor, how: str, bounds: tuple[int, int]) -> Tensor:

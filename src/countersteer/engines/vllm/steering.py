@@ -90,12 +90,12 @@ class Steering:
     def begin(self, gone: set[str], new: list[tuple[str, Any, int]]) -> None:
         """Requests that ended before this step, and (id, extra_args, prompt tokens) of those that begin in it."""
         for request in gone:
-            self._guard(request, lambda request=request: self._leave(request))  # type: ignore[misc]
+            self._guard(request, lambda request=request: self._leave(request))
         for request, extra, prompt_tokens in new:
             if extra:
                 self._guard(
                     request,
-                    lambda r=request, e=extra, p=prompt_tokens: self._enter(r, e, p),  # type: ignore[misc]
+                    lambda r=request, e=extra, p=prompt_tokens: self._enter(r, e, p),
                 )
 
     def _guard(self, request: str, work: Any) -> None:
@@ -130,10 +130,10 @@ class Steering:
             if unit is None:
                 continue
             if piece.edit is not None:
-                table = unit.steps[piece.stage]
+                table = unit.tables[piece.stage]
                 if fresh:
-                    table.put(numbers, piece.edit)  # type: ignore[operator]
-                table.switch(lane.number, numbers, piece.edit.span.bounds(prompt_tokens))  # type: ignore[operator]
+                    table.put(numbers, piece.edit)
+                table.switch(lane.number, numbers, piece.edit.span.bounds(prompt_tokens))
             elif piece.read is not None and fresh:
                 unit.put_read(numbers, piece.read)
 
@@ -149,7 +149,7 @@ class Steering:
         for piece, rows in self.ledger.release(request):
             unit = self.units.get(piece.layer)
             if unit is not None and piece.stage != READS:
-                unit.steps[piece.stage].clear(rows)  # type: ignore[operator]
+                unit.tables[piece.stage].clear(rows)
         self.free.append(lane.number)
 
     def _keep(self, key: str, value: dict[str, Any]) -> None:
@@ -226,8 +226,8 @@ class Steering:
             pairs = []
             for piece, numbers, _ in lane.rows:
                 if piece.layer == number and piece.edit is not None:
-                    table = unit.steps[piece.stage]
-                    pairs.append((table.before[lane.number, numbers], table.after[lane.number, numbers]))  # type: ignore[index]
+                    table = unit.tables[piece.stage]
+                    pairs.append((table.before[lane.number, numbers], table.after[lane.number, numbers]))
             out[number] = {
                 "sums": torch.cat([unit.stats[lane.number], unit.peaks[lane.number]]),
                 "before": [b for b, _ in pairs],

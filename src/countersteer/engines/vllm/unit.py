@@ -151,8 +151,9 @@ class Unit(nn.Module):
         where = position[:, None].to(torch.int32)
         out = h
         inside = torch.zeros_like(position, dtype=torch.bool)
-        reads = []
-        for rows in self.steps:
+        reads: list[tuple[Rows, Tensor, Tensor, Tensor]] = []
+        rows: Rows
+        for rows in self.steps:  # type: ignore[assignment]
             on = (where >= rows.start[lane]) & (where < rows.stop[lane])
             wide = out.float()
             x = torch.addmm(rows.bias, wide, rows.read.T)
@@ -187,16 +188,21 @@ class Unit(nn.Module):
         at = torch.tensor(rows, device=self.read.device)
         self.read[at], self.read_bias[at] = group.read.to(self.read), group.bias.to(self.read)
 
+    @property
+    def tables(self) -> list[Rows]:
+        """The tables of the steps, in order."""
+        return [t for t in self.steps if isinstance(t, Rows)]
+
     def open(self, lane: int) -> None:
         """Start a lane's receipt at zero, with nothing switched on."""
         self.stats[lane], self.peaks[lane] = 0, 0
-        for rows in self.steps:
+        for rows in self.tables:
             rows.start[lane], rows.stop[lane] = NOWHERE, 0
             rows.before[lane], rows.after[lane] = 0, 0
 
     def shut(self, lane: int) -> None:
         """Switch a lane off."""
-        for rows in self.steps:
+        for rows in self.tables:
             rows.start[lane], rows.stop[lane] = NOWHERE, 0
 
 

@@ -1,0 +1,314 @@
+"""An engine of one or several steered vLLM servers: work goes to the least busy, and on to another if one dies.
+
+Trial keys do not change with the servers: all must serve the same weights in the same dtype, or the engine refuses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from safetensors.torch import load
+
+from countersteer.core.errors import EngineError, InputError, RefusedError
+from countersteer.core.request import Chunk, Completion, Request
+from countersteer.core.site import Site
+from countersteer.edits.bundle import save_bundle
+from countersteer.edits.edit import Intervention
+from countersteer.edits.vectors import ReadRows, read_rows
+from countersteer.engines.vllm.engine import Bridge, gather
+from countersteer.engines.vllm.wire import completion_from_json, error_from_json, reads_to_bytes, request_to_json
+
+PATH = "/v1/countersteer"
+REST_SECONDS = 20.0
+"""How long a server that failed is left alone."""
+IDENTITY = ("model_fingerprint", "dtype", "quantisation", "template_hash", "engine")
+
+
+class _Unreachable(Exception):
+    """A server could not be reached or broke off; another may do."""
+
+
+@dataclass(eq=False)
+class Server:
+    """One server: who it is, what it has been told, how busy it is."""
+
+    url: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    known: set[str] = field(default_factory=set)
+    flying: int = 0
+    down_until: float = 0.0
+
+
+class RemoteEngine:
+    """The engine protocol over HTTP (see `load_remote`)."""
+
+    def __init__(self, servers: list[Server], bridge: Bridge, client: httpx.AsyncClient) -> None:
+        self.servers, self.bridge, self.client = servers, bridge, client
+
+    @property
+    def family(self) -> str:
+        """Engine family with its major version, as the servers say."""
+        return str(self.servers[0].facts["engine"])
+
+    @property
+    def model_fingerprint(self) -> str:
+        """The servers' fingerprint of the model."""
+        return str(self.servers[0].facts["model_fingerprint"])
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.servers[0].facts["d_model"])
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder layers."""
+        return int(self.servers[0].facts["layers"])
+
+    def describe(self) -> dict[str, Any]:
+        """The first server's facts, and all URLs."""
+        return {**self.servers[0].facts, "urls": [s.url for s in self.servers]}
+
+    def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        """Pieces as they are generated. A server that dies after the first piece ends the stream with EngineError."""
+        return self.bridge.stream(self._stream(request))
+
+    async def generate(self, request: Request) -> Completion:
+        """The whole completion, from another server if one dies."""
+        out: Completion = await asyncio.wrap_future(self.bridge.start(self._generate(request)))
+        return out
+
+    def run(self, requests: Sequence[Request], *, errors: str = "raise") -> list[Any]:
+        """Completions in order, synchronously. With `errors="return"` a failed one is its exception."""
+        return gather(self.bridge, self._generate, requests, errors)
+
+    async def forward(
+        self,
+        inputs: Sequence[Any],
+        *,
+        readouts: Any = None,
+        capture: Any = None,
+        reduce: str = "none",
+        span: Any = "all",
+        template: bool = False,
+    ) -> list[Any]:
+        """Teacher-forced, unsteered pass; see the engine protocol."""
+        if isinstance(inputs, str):
+            raise InputError("forward takes a list of texts: forward([text])")
+        one = isinstance(capture, Site)
+        groups = read_rows(readouts) if readouts is not None else []
+        body = {
+            "inputs": [i if isinstance(i, str) else [int(t) for t in i] for i in inputs],
+            "reduce": reduce,
+            "span": str(span),
+            "template": template,
+            "reads": base64.b64encode(reads_to_bytes(groups)).decode() if groups else None,
+            "sites": [str(g.site) for g in groups],
+            "capture": None if capture is None else [str(s) for s in ([capture] if one else capture)],
+            "one": one,
+        }
+
+        async def ask() -> dict[str, Any]:
+            async def on(server: Server) -> dict[str, Any]:
+                response = await self._send(server, "POST", f"{PATH}/forward", json=body)
+                return dict(load(response.content))
+
+            return dict(await self._anywhere(on))
+
+        tensors = await asyncio.wrap_future(self.bridge.start(ask()))
+        if groups or one:
+            return [tensors[f"input.{i}"] for i in range(len(inputs))]
+        return [[tensors[f"input.{i}.{j}"] for j in range(len(capture))] for i in range(len(inputs))]
+
+    def register(self, intervention: Intervention, name: str) -> str:
+        """Give an intervention a name on every server, for good; returns its fingerprint."""
+
+        async def everywhere() -> str:
+            for server in self.servers:
+                await self._tell(server, intervention, name)
+            return intervention.fingerprint
+
+        return str(self.bridge.start(everywhere()).result())
+
+    def close(self) -> None:
+        """Close the connections. The servers go on."""
+        if self.bridge.thread.is_alive():
+            self.bridge.start(self.client.aclose()).result(timeout=30)
+            self.bridge.stop()
+
+    def __enter__(self) -> RemoteEngine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # Everything below runs on the bridge's loop.
+
+    async def _generate(self, request: Request) -> Completion:
+        _check(request)
+
+        async def on(server: Server) -> Completion:
+            async for chunk in self._lines(server, request):
+                if chunk.completion is not None:
+                    return chunk.completion
+            raise _Unreachable("the stream broke off")
+
+        out: Completion = await self._anywhere(on)
+        return out
+
+    async def _stream(self, request: Request) -> AsyncIterator[Chunk]:
+        _check(request)
+        tried: set[Server] = set()
+        while True:
+            server, begun = self._choose(tried), False
+            try:
+                async for chunk in self._lines(server, request):
+                    begun = True
+                    yield chunk
+                    if chunk.completion is not None:
+                        return
+                raise _Unreachable("the stream broke off")
+            except _Unreachable as error:
+                self._down(server, tried)
+                if begun:
+                    raise EngineError(f"server {server.url} died in the middle of a stream: {error}") from error
+
+    async def _anywhere(self, work: Any) -> Any:
+        """Do the work on the least busy server; on another when that one cannot be reached."""
+        tried: set[Server] = set()
+        while True:
+            server = self._choose(tried)
+            server.flying += 1
+            try:
+                return await work(server)
+            except _Unreachable:
+                self._down(server, tried)
+            finally:
+                server.flying -= 1
+
+    def _choose(self, tried: set[Server]) -> Server:
+        left = [s for s in self.servers if s not in tried]
+        if not left:
+            raise EngineError(f"no server answers: tried {', '.join(s.url for s in self.servers)}")
+        return min(left, key=lambda s: (s.down_until > time.monotonic(), s.flying))
+
+    @staticmethod
+    def _down(server: Server, tried: set[Server]) -> None:
+        tried.add(server)
+        server.down_until = time.monotonic() + REST_SECONDS
+        server.known.clear()
+
+    async def _lines(self, server: Server, request: Request) -> AsyncIterator[Chunk]:
+        steer: Intervention | None = request.intervention
+        if steer is not None and steer.fingerprint not in server.known:
+            await self._tell(server, steer)
+        groups: list[ReadRows] = read_rows(request.readouts) if request.readouts is not None else []
+        body = request_to_json(request, steer.fingerprint if steer is not None else None, groups)
+        try:
+            async with self.client.stream("POST", f"{server.url}{PATH}/generate", json=body) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    raise _error(response)
+                async for line in response.aiter_lines():
+                    data = json.loads(line)
+                    if "error" in data:
+                        error = error_from_json(data["error"])
+                        if isinstance(error, EngineError):
+                            raise _Unreachable(str(error))
+                        raise error
+                    if "completion" in data:
+                        yield Chunk(completion=completion_from_json(data["completion"]))
+                    else:
+                        yield Chunk(data["text"], tuple(data["tokens"]))
+        except (httpx.HTTPError, json.JSONDecodeError) as error:
+            raise _Unreachable(f"{type(error).__name__}: {error}") from error
+
+    async def _tell(self, server: Server, steer: Intervention, name: str | None = None) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = save_bundle(steer, Path(folder) / "bundle.safetensors", name=name or "unnamed")
+            content = path.read_bytes()
+        given = {"name": name} if name else {}
+        await self._send(server, "PUT", f"{PATH}/interventions", content=content, params=given)
+        server.known.add(steer.fingerprint)
+
+    async def _send(self, server: Server, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            response = await self.client.request(method, f"{server.url}{path}", **options)
+        except httpx.HTTPError as error:
+            raise _Unreachable(f"{type(error).__name__}: {error}") from error
+        if response.status_code != 200:
+            raise _error(response)
+        return response
+
+
+def _error(response: httpx.Response) -> Exception:
+    try:
+        error: Exception = error_from_json(response.json()["error"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        error = EngineError(f"the server answered {response.status_code}")
+        if response.status_code < 500:
+            error = InputError(f"the server answered {response.status_code}: is it a steered vLLM server?")
+    if response.status_code >= 500 or isinstance(error, EngineError):
+        return _Unreachable(str(error))
+    return error
+
+
+def _check(request: Any) -> None:
+    if not isinstance(request, Request):
+        raise InputError(f"an engine takes a Request, got {type(request).__name__}")
+    if request.intervention is not None and not isinstance(request.intervention, Intervention):
+        raise InputError(f"an intervention is made by cs.add, ...; got {type(request.intervention).__name__}")
+
+
+def load_remote(urls: Sequence[str], *, api_key: str | None = None, timeout: float = 600.0) -> RemoteEngine:
+    """An engine over steered vLLM servers. At least one must answer; all that answer must be the same model.
+
+    `timeout`: seconds without a byte after which a server counts as dead. Raises InputError, RefusedError, EngineError.
+    """
+    if isinstance(urls, str) or not urls:
+        raise InputError("urls takes a list of servers: urls=['http://host:8000', ...]")
+    servers = [Server(str(u).rstrip("/")) for u in urls]
+    bridge = Bridge("countersteer-remote")
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+
+    async def start() -> RemoteEngine:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        times = httpx.Timeout(timeout, connect=10.0, pool=None)
+        engine = RemoteEngine(servers, bridge, httpx.AsyncClient(headers=headers, timeout=times, limits=limits))
+        answered = []
+        for server in servers:
+            try:
+                server.facts = (await engine._send(server, "GET", PATH)).json()["facts"]
+                answered.append(server)
+            except _Unreachable:
+                server.down_until = time.monotonic() + REST_SECONDS
+        if not answered:
+            raise EngineError(f"no server answers: tried {', '.join(s.url for s in servers)}")
+        for server in servers:
+            server.facts = server.facts or answered[0].facts
+        first = answered[0]
+        for server in answered[1:]:
+            other = [k for k in IDENTITY if server.facts.get(k) != first.facts.get(k)]
+            if other:
+                raise RefusedError(
+                    f"a study over {first.url} and {server.url}",
+                    f"they differ in {', '.join(other)}, so their answers are not the same trials",
+                    "servers of one model in one dtype",
+                )
+        return engine
+
+    try:
+        engine: RemoteEngine = bridge.start(start()).result()
+    except BaseException:
+        bridge.stop()
+        raise
+    return engine

@@ -1,0 +1,119 @@
+"""Controls that must fail: with one part of steering taken out, the proofs of the other tests notice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import worlds
+from runs import ROWS, start, with_logprobs
+
+import countersteer as cs
+from countersteer.engines.vllm.settings import Settings
+
+
+def mismatches(engine: Any, cases: list[worlds.Case], want: list[worlds.Expected]) -> list[str]:
+    """Names of the cases whose greedy tokens differ from plain hooks, in a cold or a warm pass."""
+    wrong = set()
+    for _ in range(2):
+        for case, expected, (tokens, _) in zip(
+            cases, want, with_logprobs(engine, [c.request for c in cases]), strict=True
+        ):
+            if not worlds.agree(expected, tokens)[1]:
+                wrong.add(case.name)
+    return sorted(wrong)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{"scheduler_cls": "broken.NoCacheKey"}, {"worker_cls": "broken.StaleIndex"}],
+    ids=["no-cache-key", "stale-index"],
+)
+def test_a_missing_part_gives_wrong_tokens(broken: dict[str, str], folder: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    path = worlds.save("llama", folder)
+    model = worlds.load(path)
+    cases = worlds.shared(worlds.cases(model))
+    want = [worlds.expected(model, c) for c in cases]
+    with start(path, enforce_eager=True, **broken) as engine:
+        wrong = mismatches(engine, cases, want)
+    print(f"{broken}: {len(wrong)} of {len(cases)} wrong")
+    assert len(wrong) >= 3
+
+
+def test_a_compile_cache_without_steering_is_caught_at_start(folder: Path, tmp_path: Path) -> None:
+    """vLLM's cache does not know the worker class: a graph compiled by its own worker is handed to ours."""
+    path = worlds.save("llama", folder)
+    settings = Settings(rows=ROWS)
+    code = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from runs import SMALL
+from vllm import LLM
+from countersteer.engines.vllm.engine import load_vllm
+if __name__ == "__main__":
+    options = {{k: v for k, v in SMALL.items() if k != "rows"}}
+    if sys.argv[1] == "vanilla":
+        llm = LLM({str(path)!r}, additional_config={{"countersteer": {settings.to_dict()!r}}}, **options)
+    else:
+        load_vllm({str(path)!r}, **SMALL).close()
+        print("served")
+"""
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    environment = {**os.environ, "VLLM_CACHE_ROOT": str(tmp_path / "cache")}
+
+    def run(which: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(script), which], env=environment, capture_output=True, text=True, timeout=900
+        )
+
+    vanilla = run("vanilla")
+    assert vanilla.returncode == 0, vanilla.stderr[-2000:]
+    ours = run("steered")
+    assert ours.returncode != 0 and "served" not in ours.stdout
+    assert "compiled graph was made without steering" in ours.stderr + ours.stdout
+
+
+def test_bad_requests_are_one_line_and_leave_the_engine_working(folder: Path) -> None:
+    path = worlds.save("llama", folder)
+    model = worlds.load(path)
+    cases = worlds.shared(worlds.cases(model))
+    want = [worlds.expected(model, c) for c in cases]
+    good = cs.add(cs.direction(list(range(1, worlds.WIDTH + 1)), layer=1), 1.0)
+    prompt = cases[0].request.tokens
+    latents = [
+        cs.edits.Latent(i, cs.Site(1), [1.0] * worlds.WIDTH, 0.0, [float(i + 1)] * worlds.WIDTH) for i in range(41)
+    ]
+    bad: list[tuple[Any, str]] = [
+        (cs.Request(tokens=prompt, intervention=cs.add(cs.direction([1.0, 2.0], layer=0), 1.0)), "2 wide"),
+        (cs.Request(tokens=prompt, intervention=cs.add(cs.direction([1.0] * worlds.WIDTH, layer=7), 1.0)), "layer 7"),
+        (cs.Request(tokens=prompt, intervention=cs.ablate(latents)), "41 rows"),
+        (cs.Request(tokens=prompt, intervention=good.order(1) + good + good.order(2)), "order(2)"),
+        (cs.Request(tokens=(1, 100000)), "token ids"),
+        (cs.Request(tokens=tuple([5] * 200)), "positions"),
+    ]
+    with start(path, enforce_eager=True) as engine:
+        for request, words in bad:
+            (error,) = engine.run([request], errors="return")
+            assert isinstance(error, cs.InputError) and words in str(error) and "\n" not in str(error), error
+        # a ticket that names what does not exist, past every check of ours: an error, never an unsteered answer
+        ticket = type("T", (), {"to_args": lambda self: {"countersteer": {"steer": "0" * 32}}})()
+
+        async def unknown() -> str | None:
+            request = cs.Request(tokens=prompt, sampling=worlds.GREEDY)
+            finish = None
+            async for out in engine.session._outputs(
+                list(prompt or ()), engine.session._params(request, ticket, fresh=False)
+            ):
+                finish = out.finish_reason
+            return finish
+
+        try:
+            assert engine.bridge.start(unknown()).result() == "error"
+        except cs.CountersteerError as error:
+            assert "\n" not in str(error)
+        assert not mismatches(engine, cases, want)
