@@ -1,4 +1,4 @@
-"""Readouts, captures and gates in the workers against residuals taken by plain hooks, with two tensor-parallel workers."""
+"""Readouts, captures and gates of two tensor-parallel workers against residuals taken by plain hooks."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import socket
@@ -20,6 +21,7 @@ import worlds
 
 import countersteer as cs
 from countersteer.cli.serve_vllm import server_command
+from countersteer.core.errors import EngineError
 from countersteer.engines.vllm.remote import RemoteEngine, load_remote
 
 KEY = "a-test-key"
@@ -126,7 +128,7 @@ def test_names_keys_and_refusals(world: World) -> None:
         wide = cs.add(cs.direction([1.0, 2.0], layer=0), 1.0)
         with pytest.raises(cs.InputError, match="2 wide"):
             engine.run([world.cases[0].request.with_(intervention=wide)])
-    with pytest.raises(cs.InputError, match="key"):
+    with pytest.raises(cs.InputError, match="API key"):
         load_remote([world.url], api_key="wrong")
     # an ordinary completion that names a bundle
     number = next(i for i, c in enumerate(world.cases) if c.name == "shared 0 add")
@@ -226,10 +228,8 @@ class Proxy:
         """Cut every line and answer no more."""
         self.door.close()
         for line in self.lines:
-            try:
+            with contextlib.suppress(OSError):
                 line.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
             line.close()
 
 
@@ -247,5 +247,5 @@ def test_a_server_that_dies_in_the_middle_loses_nothing(world: World) -> None:
         done = completion(done)
         assert not isinstance(done, Exception), done
         assert check(world, i, list(done.tokens)) and len(done.tokens) == worlds.NEW
-    with pytest.raises(cs.EngineError, match="no server answers"):
+    with pytest.raises(EngineError, match="no server answers"):
         load_remote([proxy.url], api_key=KEY)

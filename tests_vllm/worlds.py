@@ -204,3 +204,14 @@ def receipts(model: Any, case: Case, generated: list[int]) -> dict[int, dict[str
             "max": float(relative.max()) if len(relative) else 0.0,
         }
     return out
+
+
+def readouts() -> list[Any]:
+    """A direction at layer 2 and two latents at layers 2 and 0."""
+    g = torch.Generator().manual_seed(77)
+    rows = torch.randn(3, WIDTH, generator=g, dtype=torch.float64)
+    return [
+        cs.direction(rows[0], layer=2),
+        cs.edits.Latent(1, cs.Site(0), rows[1] / rows[1].norm(), 0.2, rows[1], threshold=0.1),
+        cs.edits.Latent(2, cs.Site(2), rows[2] / rows[2].norm(), -0.1, rows[2], threshold=0.0),
+    ]

@@ -65,7 +65,8 @@ def read_facts(config: Any, name: str, workers: Sequence[Mapping[str, Any]]) -> 
     folder = Path(source) if Path(source).is_dir() else Path(str(cached_file(source, "config.json"))).parent
     tokenizer = None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        if not model.skip_tokenizer_init:
+            tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, TypeError):
         log.info("model %s has no tokenizer", name)
     ends: set[int] = set()

@@ -251,6 +251,8 @@ class RemoteEngine:
 
 
 def _error(response: httpx.Response) -> Exception:
+    if response.status_code == 401:
+        return InputError("the server wants another API key: give it as api_key")
     try:
         error: Exception = error_from_json(response.json()["error"])
     except (ValueError, KeyError, TypeError, AttributeError):
