@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from countersteer.cli import doctor, organism, results, sae, studies
+from countersteer.cli import doctor, judging, organism, results, sae, studies
 
 app = typer.Typer(
     name="countersteer",
@@ -43,6 +43,7 @@ app.command("run")(studies.run)
 app.command("report")(results.report)
 app.command("export")(results.export)
 app.command("grade")(results.grade)
+app.command("merge")(judging.merge)
 app.command("doctor")(doctor.doctor)
 app.add_typer(organism.app, name="organism")
 app.add_typer(sae.app, name="sae")

@@ -14,12 +14,20 @@ from typing import Any
 _EVERY = 15.0
 
 
+def money(usd: float, cap: float | None) -> str:
+    """Money in words; empty while there is none to speak of."""
+    if cap is None:
+        return f"{usd:.2f} USD" if usd else ""
+    return f"{usd:.2f} of {cap:.2f} USD"
+
+
 class Counts:
-    """Running rates over the trials of one arm."""
+    """Running rates over the trials of one arm, and the money spent on the judge."""
 
     def __init__(self, arm: str) -> None:
         self.arm = arm
         self.valid = self.multi = self.improved = 0
+        self.money = ""
 
     def add(self, arm: str, scores: Sequence[float]) -> None:
         """Count a graded trial of the arm that is watched."""
@@ -29,9 +37,9 @@ class Counts:
             self.improved += len(scores) > 1 and scores[-1] > scores[0]
 
     def text(self) -> str:
-        """The rates in words; empty before the first valid trial."""
+        """Rates and money in words; empty before the first valid trial and the first call."""
         if not self.valid:
-            return ""
+            return self.money
         from countersteer.statistics.rates import wilson
 
         parts = []
@@ -39,7 +47,7 @@ class Counts:
             interval = wilson(events, self.valid)
             low, high = 100 * (interval.low or 0.0), 100 * (interval.high or 0.0)
             parts.append(f"{name} {100 * events / self.valid:.1f}% [{low:.1f}, {high:.1f}]")
-        return f"{self.arm}: {', '.join(parts)} of {self.valid}"
+        return f"{self.arm}: {', '.join(parts)} of {self.valid}" + (f"; {self.money}" if self.money else "")
 
 
 class Lines:
@@ -79,6 +87,10 @@ class Lines:
     def trial(self, arm: str, scores: Sequence[float]) -> None:
         """Count."""
         self.counts.add(arm, scores)
+
+    def spent(self, usd: float, cap: float | None) -> None:
+        """Keep for the line."""
+        self.counts.money = money(usd, cap)
 
 
 class Bars:
@@ -146,6 +158,10 @@ class Bars:
     def trial(self, arm: str, scores: Sequence[float]) -> None:
         """Count."""
         self.counts.add(arm, scores)
+
+    def spent(self, usd: float, cap: float | None) -> None:
+        """Keep for the line."""
+        self.counts.money = money(usd, cap)
 
 
 def watch(base: str = "base") -> Bars | Lines:

@@ -45,12 +45,12 @@ def report(run: Folder, as_json: Json = False) -> None:
 def export(
     run: Folder,
     out: Annotated[Path, typer.Option("--out", help="File to write.")],
-    form: Annotated[str, typer.Option("--format", help="jsonl")] = "jsonl",
+    form: Annotated[str, typer.Option("--format", help="jsonl, parquet or inspect")] = "jsonl",
     as_json: Json = False,
 ) -> None:
-    """Write a run's trials to a file, one line per trial, sorted by arm and key.
+    """Write a run's trials to a file: JSON Lines, a Parquet table, or a log that Inspect opens (.eval).
 
-    Example: countersteer export runs/demo --format jsonl --out demo.jsonl
+    Example: countersteer export runs/demo --format inspect --out demo.eval
     """
     from countersteer.store import Run
     from countersteer.store import export as write

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from countersteer.cli import judging
 from countersteer.cli.output import Json, emit, say, table
 
 if TYPE_CHECKING:
@@ -32,44 +33,72 @@ def run(
     study: Study,
     out: Out,
     in_flight: Annotated[int, typer.Option("--in-flight", min=1, max=4096, help="Requests in flight at once.")] = 64,
+    max_cost: judging.MaxCost = None,
+    retry_status: judging.RetryStatus = None,
+    prices: judging.Prices = None,
+    judge_connections: judging.Connections = 16,
+    judge_rpm: judging.PerMinute = None,
+    judge_tpm: judging.TokensPerMinute = None,
+    judge_batch: judging.Batch = False,
+    judge_cache: judging.Cache = None,
+    shard: judging.Shard = None,
     as_json: Json = False,
 ) -> None:
     """Run a study into a folder, or go on with it where it stopped.
 
-    Example: countersteer run study.toml --out runs/first
+    Example: countersteer run study.toml --out runs/first --max-cost 5
     """
-    _run(study, out, as_json=as_json, in_flight=in_flight)
+    from countersteer.studies.judges import JudgeOptions
+
+    options = JudgeOptions(
+        max_cost=max_cost,
+        prices=None if prices is None else str(prices),
+        connections=judge_connections,
+        requests_per_minute=judge_rpm,
+        tokens_per_minute=judge_tpm,
+        batch=judge_batch,
+        cache=None if judge_cache is None else str(judge_cache),
+    )
+    more = {"options": options, "retry_status": tuple(retry_status or ()), "shard": judging.part(shard)}
+    _run(study, out, as_json=as_json, in_flight=in_flight, **more)
 
 
-def _run(study: str, out: Path, *, as_json: bool, in_flight: int = 64) -> None:
+def _run(study: str, out: Path, *, as_json: bool, in_flight: int = 64, **more: Any) -> None:
     from countersteer.cli.progress import watch
     from countersteer.cli.results import show
     from countersteer.studies import runner, setup, spec
 
     loaded = spec.load(study)
     finished = setup.open_run(loaded, out)
+    if finished is not None and more.get("retry_status"):
+        finished.close()
+        finished = None
     if finished is None:
         with watch(loaded.base) as observer:
-            finished = runner.run_study(loaded, out, observer=observer, in_flight=in_flight)
+            finished = runner.run_study(loaded, out, observer=observer, in_flight=in_flight, **more)
     else:
         say(f"{out} is finished; this is its result")
     with finished:
         show(finished, as_json=as_json)
 
 
-def plan(study: Study, as_json: Json = False) -> None:
+def plan(study: Study, prices: judging.Prices = None, as_json: Json = False) -> None:
     """Say what a study will take, and the smallest effect it can detect, before it runs.
 
     Example: countersteer plan preset:demo
     """
+    from countersteer.studies import costs, spec
     from countersteer.studies import plan as planning
-    from countersteer.studies import spec
+    from countersteer.studies.judges import JudgeOptions
     from countersteer.studies.prompts import load_prompts
 
     loaded = spec.load(study)
     prompts = load_prompts(loaded.settings.trials.prompts)
     planning.check_prompts(loaded, prompts)
     cost = planning.estimate(loaded, len(prompts))
+    cost["judge"] = costs.judge_costs(
+        loaded, prompts, cost["generations"], JudgeOptions(prices=None if prices is None else str(prices))
+    )
     power = [_detectable(loaded, cost, rate) for rate in (0.01, 0.05, 0.2)] if cost["latents"] > 1 else []
     data = {"study": loaded.name, **cost, "detectable": power, "notes": list(loaded.notes), "resolved": loaded.text}
     emit(data, as_json=as_json, text=_plan_text(loaded, data))
@@ -98,6 +127,10 @@ def _plan_text(loaded: Spec, data: dict[str, Any]) -> str:
         table([*stages, ("certain", f"{data['generations_certain']:,}")]),
         f"generated tokens, at most: {data['tokens_at_most']:,}",
     ]
+    if data["judge"] is not None:
+        from countersteer.studies.costs import words
+
+        lines += words(data["judge"])
     if data["detectable"]:
         lines.append("smallest change of a rate against base that is detected (two-sided 5%, power 80%)")
         lines.append(table([(f"from {100 * d['base_rate']:g}%", _change(d)) for d in data["detectable"]]))

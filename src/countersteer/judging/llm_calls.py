@@ -84,7 +84,7 @@ class Caller:
         if max_cost is not None and self.price is None:
             raise InputError(
                 f"--max-cost needs the price of {settings.model}, which is not in the price table; give"
-                " [judge] price = [input, output] in USD per million tokens"
+                " --prices FILE with an entry for it"
             )
         self._ledger = ledger
         self.budget = Budget(max_cost, ledger.spent())

@@ -1,4 +1,4 @@
-"""Writing a run's trials to other formats. JSON Lines: one line per trial, sorted by (arm, key)."""
+"""Writing a run's trials to other formats: JSON Lines (one line per trial, sorted by arm and key), Parquet, Inspect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from countersteer.store.errors import one_line
 from countersteer.store.reading import RunReader
 from countersteer.store.rows import Trial
 
-FORMATS = ("jsonl",)
+FORMATS = ("jsonl", "parquet", "inspect")
 
 
 def record(trial: Trial) -> dict[str, Any]:
@@ -46,6 +46,14 @@ def export(run: RunReader, out: str | os.PathLike[str], *, form: str = "jsonl") 
     """Write a run's trials to `out`, whole or not at all; returns how many. Raises InputError, StoreError."""
     if form not in FORMATS:
         raise InputError(f"unknown export format {form!r}{nearest(form, FORMATS)}; known: {', '.join(FORMATS)}")
+    if form == "parquet":
+        from countersteer.store.export_parquet import export_parquet
+
+        return export_parquet(run, out)
+    if form == "inspect":
+        from countersteer.store.export_inspect import export_inspect
+
+        return export_inspect(run, out)
     target = Path(out)
     temporary = target.with_name(target.name + ".part")
     count = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,26 @@ class RunReader:
         status = PENDING if grade is None else str(grade["status"])
         reason = None if grade is None else grade.get("reason")
         return Trial(plan, status, reason, text, response.receipt, grade, tokens)
+
+    def with_status(self, statuses: Iterable[str], *, judge: str | None = None) -> Iterator[Trial]:
+        """Trials of these statuses, fresh draws included."""
+        wanted = set(statuses)
+        judge = judge or self.judge
+        for trial in self.trials(judge=judge):
+            if trial.status in wanted:
+                yield trial
+        sql = f"SELECT {', '.join('t.' + c for c in _PLANNED.split(', '))}, r.key, r.seed FROM resamples r"
+        for row in self._rows(f"{sql} JOIN trials t ON t.arm = r.arm AND t.ordinal = r.ordinal"):
+            plan = Planned(**{**Planned(*row[:-2]).__dict__, "key": row[-2], "seed": row[-1]})
+            trial = self.trial(plan, judge=judge)
+            if trial.status in wanted:
+                yield trial
+
+    def judging(self) -> dict[str, Any]:
+        """What the run's own ledger says of its judge: {"requests", "states", "usd"}."""
+        states = dict(self._rows("SELECT state, COUNT(*) FROM requests GROUP BY state ORDER BY state"))
+        usd = float(next(self._rows("SELECT COALESCE(SUM(cost), 0) FROM requests"))[0])
+        return {"requests": sum(states.values()), "states": states, "usd": usd}
 
     def resamples(self, arm: str | None = None) -> Iterator[Resample]:
         """Planned fresh first attempts, by arm, ordinal and draw."""

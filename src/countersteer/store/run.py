@@ -21,6 +21,7 @@ from countersteer.store.database import FILE, connect, transaction
 from countersteer.store.errors import RunRefusedError, one_line
 from countersteer.store.lock import FolderLock
 from countersteer.store.reading import RunReader
+from countersteer.store.replies import Replies
 from countersteer.store.rows import Answer, LatentRow, Planned, Reference, Resample, Response, response_key
 
 FORMAT = 1
@@ -95,7 +96,9 @@ class Run(RunReader):
                 raise RunRefusedError(f"{where} holds no finished header; delete {FILE} there and run the study again")
             if found < len(schema.MIGRATIONS):
                 if not write:
-                    raise RunRefusedError(f"{where} is of an older version; run its study again to bring it up to date")
+                    run.close()
+                    cls.open(where, write=True).close()  # brings it up to date, if nobody else is writing it
+                    return cls.open(where, study=study)
                 with transaction(run._db, run.path):
                     schema.migrate(run._db, run.path)
             if study is not None and study != run.study and run.begun:
@@ -189,11 +192,11 @@ class Run(RunReader):
             )
 
     def plan_trials(self, trials: Iterable[Planned], arms: dict[str, dict[str, Any]], base_arm: str) -> None:
-        """Record every planned trial and the arms they belong to, at once."""
+        """Record the planned trials of some arms and those arms, at once; arms already planned stay."""
         with transaction(self._db, self.path):
             marks = ", ".join("?" * 12)
             self._db.executemany(f"INSERT INTO trials VALUES ({marks})", (_values(row) for row in trials))
-            self._set("arms", arms)
+            self._set("arms", {**self.arms(), **arms})
             self._set("base_arm", base_arm)
 
     def add_resamples(self, resamples: Iterable[Resample]) -> None:
@@ -223,6 +226,24 @@ class Run(RunReader):
                 ),
             )
         return response
+
+    @property
+    def replies(self) -> Replies:
+        """The run's own replies of language models and the ledger of requests."""
+        return Replies(self._db, self.path)
+
+    def drop(self, statuses: Iterable[str], graded: Iterable[tuple[str, str | None, str]]) -> int:
+        """Make results missing again: responses of these statuses, and the run's grades of (prompt, label, text)."""
+        wanted = [(status,) for status in statuses]
+        keys = [(response_key(prompt, label, text), self.judge) for prompt, label, text in graded]
+        with transaction(self._db, self.path):
+            changed = self._db.total_changes
+            self._db.executemany("DELETE FROM completions WHERE status = ?", wanted)
+            self._db.executemany("DELETE FROM grades WHERE response = ? AND judge = ?", keys)
+            changed = self._db.total_changes - changed
+            if changed:
+                self._set("finished", False)
+        return changed
 
     def add_grade(self, prompt: str, label: str | None, text: str, grade: Grade, *, judge: str) -> None:
         """Record one judge's grade of one response."""

@@ -10,6 +10,7 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
+from countersteer.store import arm_calibration, replies
 from countersteer.store.errors import RunRefusedError
 
 
@@ -53,6 +54,8 @@ MIGRATIONS: tuple[Migration, ...] = (
             " grade TEXT NOT NULL, PRIMARY KEY (response, judge)) WITHOUT ROWID",
         ),
     ),
+    Migration("002 replies and requests of judges", replies.TABLES),
+    Migration("003 arms with latents and strengths of their own", arm_calibration.TABLES),
 )
 
 

@@ -6,6 +6,7 @@ Results depend on their key only, never on time or order, so a run that was kill
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -120,7 +121,10 @@ class Generator:
         return grade
 
     async def judge(self, prompt: str, label: str | None, text: str) -> Grade:
-        """The judge's grade, not stored."""
+        """The judge's grade, not stored. A language model is awaited; another judge works in its thread."""
+        if inspect.iscoroutinefunction(self._judge.grade):
+            graded: Grade = await self._judge.grade(prompt, text, label=label)
+            return graded
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, lambda: self._judge.grade(prompt, text, label=label))
 

@@ -11,7 +11,19 @@ from typing import Any
 from countersteer import __version__
 from countersteer.studies.spec import Spec
 
-_PACKAGES = ("countersteer", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "scikit-learn")
+_PACKAGES = (
+    "countersteer",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "inspect-ai",
+    "openai",
+    "anthropic",
+)
 
 
 def header(spec: Spec) -> dict[str, Any]:

@@ -25,6 +25,10 @@ class Observer(Protocol):
         """A trial is graded; `scores` of its attempts, empty if it is not valid."""
         ...
 
+    def spent(self, usd: float, cap: float | None) -> None:
+        """Money spent on the judge so far, and the most that may be (None: no cap)."""
+        ...
+
 
 class Silent:
     """Watches nothing."""
@@ -39,4 +43,7 @@ class Silent:
         """Ignore."""
 
     def trial(self, arm: str, scores: Sequence[float]) -> None:
+        """Ignore."""
+
+    def spent(self, usd: float, cap: float | None) -> None:
         """Ignore."""

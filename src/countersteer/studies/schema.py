@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
+from countersteer.studies.schema_judge import JudgeSection
+
 
 def _levels(value: Any) -> float | tuple[float, ...]:
     if isinstance(value, list | tuple):
@@ -126,13 +128,6 @@ class SamplingSection(Section):
     repetition_penalty: float = 1.1
     max_tokens: int = 512
     stop: tuple[str, ...] = Field(default=(), strict=False)
-
-
-class JudgeSection(Section):
-    """Who grades. `references` unsteered responses per prompt are frozen first and scored against."""
-
-    model: Literal["offline"] = "offline"
-    references: Count = 5
 
 
 class ArmSampling(Section):

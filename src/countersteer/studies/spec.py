@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from countersteer.core.errors import InputError, RefusedError, nearest
 from countersteer.core.request import Sampling
+from countersteer.judging.rubrics import load as load_rubric
 from countersteer.studies.arms import Arm, expand
 from countersteer.studies.schema import LATER, ArmSection, Study
 
@@ -105,9 +106,6 @@ def _refuse_later(data: dict[str, Any], name: str) -> None:
     engine = data.get("engine")
     if isinstance(engine, dict) and engine.get("kind") == "vllm":
         raise later('[engine] kind = "vllm"', 'kind = "embedded"')
-    judge = data.get("judge")
-    if isinstance(judge, dict) and isinstance(judge.get("model"), str) and "/" in judge["model"]:
-        raise later(f"[judge] model = {judge['model']!r}", 'model = "offline"')
     for where, instead in LATER.items():
         section = data.get(where[0])
         if not isinstance(section, dict):
@@ -144,6 +142,7 @@ def _absolute(settings: Study, folder: Path) -> Study:
         study=_changed(study, **moved),
         trials=_changed(settings.trials, prompts=found(prompts) if "." in prompts or "/" in prompts else prompts),
         latents=_changed(settings.latents, labels=found(settings.latents.labels)),
+        judge=_changed(settings.judge, rubric=found(settings.judge.rubric)),
     )
 
 
@@ -167,6 +166,10 @@ def _check(settings: Study, name: str) -> None:
         for key in ("rounds", "per_round", "prior_sd"):
             if getattr(calibration, key) is not None:
                 raise InputError(f'{name}: [calibration] {key} belongs to method = "bisection"; leave it out')
+    if not settings.judge.offline:
+        rubric = load_rubric(settings.judge.rubric or "attempts")
+        if rubric.name != "attempts":
+            raise InputError(f"{name}: [judge] rubric must be of the kind attempts, not {rubric.name}; leave it out")
     ids = settings.latents.ids
     if ids is not None and (not ids or len(set(ids)) != len(ids)):
         raise InputError(f"{name}: [latents] ids must name at least one latent and each once")

@@ -1,0 +1,130 @@
+"""From a study's [judge] section to a judge: the offline one, or a language model with its pace and its cost cap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from countersteer.core.errors import InputError
+from countersteer.core.trial import STATUSES
+from countersteer.judging.llm_settings import JudgeSettings
+from countersteer.judging.prices import Price
+from countersteer.store import Run
+from countersteer.store.replies import Replies
+from countersteer.studies.schema_judge import JudgeSection
+
+Spent = Callable[[float, float | None], None]
+RETRIED = tuple(status for status in STATUSES if status not in ("ok", "uncalibrated"))
+"""Statuses that `--retry-status` takes."""
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """What a run may spend on its judge and how fast: nothing of it changes a grade.
+
+    max_cost: USD of all requests of the run, earlier ones included. prices: a file of prices. cache: a folder of
+    replies that several runs share. batch: the provider's batch interface.
+    """
+
+    max_cost: float | None = None
+    prices: str | None = None
+    connections: int = 16
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    tries: int = 8
+    seconds: int = 120
+    batch: bool = False
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_cost is not None and not self.max_cost >= 0:
+            raise InputError(f"--max-cost must be a number of USD >= 0, got {self.max_cost}")
+
+
+def settings(section: JudgeSection, options: JudgeOptions) -> JudgeSettings:
+    """The settings of a study's language-model judge. Raises InputError."""
+    given = {name: getattr(section, name) for name in ("temperature", "max_tokens", "seed", "structured")}
+    return JudgeSettings(
+        section.model,
+        base_url=section.base_url,
+        connections=options.connections,
+        requests_per_minute=options.requests_per_minute,
+        tokens_per_minute=options.tokens_per_minute,
+        tries=options.tries,
+        seconds=options.seconds,
+        batch=options.batch,
+        price_file=options.prices,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def known_price(section: JudgeSection, options: JudgeOptions) -> Price | None:
+    """The price of a study's judge; None for the offline one and where it is not known."""
+    return None if section.offline else settings(section, options).known_price()
+
+
+class LanguageJudge:
+    """A language model graded by its rubric, over the run's ledger or a shared one. Make it inside the event loop."""
+
+    def __init__(self, section: JudgeSection, options: JudgeOptions, run: Run, spent: Spent) -> None:
+        from countersteer.judging.llm import LLMJudge
+        from countersteer.judging.llm_calls import Caller
+
+        self._shared = None if options.cache is None else Replies.shared(Path(options.cache))
+        self.ledger = self._shared or run.replies
+        self.caller = Caller(settings(section, options), self.ledger, max_cost=options.max_cost, spent=spent)
+        self.judge = LLMJudge(self.caller, rubric=section.rubric or "attempts")
+        spent(self.caller.budget.spent, options.max_cost)
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What a run records of its judge."""
+        rubric = self.judge.rubric
+        return {
+            "name": self.judge.name,
+            "key": self.judge.key,
+            "references": None,
+            "rubric": {"name": rubric.name, "version": rubric.version, "digest": rubric.digest},
+            "settings": self.caller.settings.decisive,
+        }
+
+    def forget(self, graded: Iterable[tuple[str, str | None, str]]) -> None:
+        """Drop the kept replies about these (prompt, label, text), so that they are asked again."""
+        from countersteer.judging.llm import question
+
+        keys = [
+            question(self.caller.settings, self.judge.rubric, {"prompt": p, "label": label, "response": text}).key
+            for p, label, text in graded
+        ]
+        self.ledger.forget(keys)
+
+    async def close(self) -> None:
+        """Let requests under way end and keep their replies."""
+        await self.caller.close()
+        if self._shared is not None:
+            self._shared.close()
+
+
+def check_statuses(statuses: Iterable[str]) -> tuple[str, ...]:
+    """The statuses to retry. Raises InputError for one that is none."""
+    given = tuple(dict.fromkeys(statuses))
+    for status in given:
+        if status not in RETRIED:
+            raise InputError(f"--retry-status {status!r} is not one of {', '.join(RETRIED)}")
+    return given
+
+
+def retry(run: Run, statuses: tuple[str, ...], judge: LanguageJudge | None) -> int:
+    """Make trials of these statuses missing again (response or grade, whichever failed); returns how many."""
+    if not statuses:
+        return 0
+    regrade = [
+        (trial.plan.prompt, trial.plan.label, trial.text or "")
+        for trial in run.with_status(statuses)
+        if trial.grade is not None
+    ]
+    if judge is not None:
+        judge.forget(regrade)
+    return run.drop(statuses, regrade)
