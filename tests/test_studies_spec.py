@@ -107,21 +107,16 @@ BAD = {
     BASE + "[calibration]\nlow = 2.0": "needs low < centre < high",
     BASE + "[calibration]\nrounds = 4": 'rounds belongs to method = "bisection"',
     BASE + "[calibration]\ntarget = 0": "[calibration] target",
-    BASE + '[judge]\nmodel = "ofline"': "[judge] model: should be 'offline'",
+    BASE + '[judge]\nmodel = "ofline"': "[judge] model: must be 'offline' or PROVIDER/NAME",
+    BASE + '[judge]\nmodel = "openai/gpt"\nbase_url = "http://me:pw@host/v1"': "[judge] base_url: must not hold",
+    BASE + '[judge]\nmodel = "openai/gpt"\nrubric = "trait"': "[judge] rubric must be of the kind attempts",
     BASE + "x =": "not valid TOML",
     "study = 3\n[arms.base]": "[study] should be",
 }
 LATER = {
-    BASE + '[arms.x]\nclamp = "detectors"': "clamp = 'detectors'",
-    BASE + '[arms.x]\nclamp = { random = 26, sets = 3, matched = "firing-rate" }': "clamp",
-    BASE + "[arms.x]\nstrength_sd = [-1, 1]": "strength_sd",
-    BASE + '[arms.x]\nprefix = { of = "base", chars = 1100 }': "prefix",
-    BASE + "[arms.x]\nrecalibrate = true": "recalibrate",
     BASE + '[arms.x]\nadapter = "a"': "adapter",
-    BASE + '[arms.x]\nspan = "until(restart)"': "until(restart)",
     BASE + '[engine]\nkind = "vllm"': "vllm",
     BASE + '[engine]\nurls = ["http://a"]': "urls",
-    BASE + '[judge]\nmodel = "openai/gpt"': "openai/gpt",
 }
 
 

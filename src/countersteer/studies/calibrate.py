@@ -14,6 +14,7 @@ from countersteer.core.errors import StoreError
 from countersteer.core.trial import OK
 from countersteer.statistics.calibration import BisectionCalibrator, Calibrator, PooledCalibrator, Query, freeze
 from countersteer.store import Answer, LatentRow, Planned, Run
+from countersteer.store.arm_calibration import ArmCalibration
 from countersteer.studies.arms import Arm
 from countersteer.studies.generate import Generator, bounded
 from countersteer.studies.plan import calibration_size, calibration_tokens
@@ -42,22 +43,27 @@ def calibrator(spec: Spec, latents: Sequence[LatentRow], prompts: int) -> Calibr
 
 
 async def calibrate(
-    spec: Spec, run: Run, prompts: Sequence[str], *, steering: Steering, generator: Generator, progress: Progress
-) -> None:
-    """Find every latent's strength and freeze it in the run. Does nothing if that was done."""
+    spec: Spec, run: Run | ArmCalibration, prompts: Sequence[str], *, steering: Steering, generator: Generator,
+    progress: Progress, arm: Arm | None = None,
+) -> None:  # fmt: skip
+    """Find every latent's strength and freeze it in the run. Does nothing if that was done.
+
+    `arm`: under its conditions, and into its own part of the run, instead of base's.
+    """
     if run.fact("calibrated"):
         return
     rows = run.latents()
-    if not spec.needs_calibration:
+    if arm is None and not spec.needs_calibration:
         run.freeze_calibration(None, [replace(row, status="not needed") for row in rows])
         return
     unit = {row.latent: row.unit or 1.0 for row in rows}
     labels = {row.latent: row.label for row in rows}
-    base = next(arm for arm in spec.arms if arm.name == spec.base)
+    own = arm is not None
+    base = arm or next(arm for arm in spec.arms if arm.name == spec.base)
     arm = replace(base, sampling=replace(base.sampling, max_tokens=calibration_tokens(spec)))
     engine = calibrator(spec, rows, len(prompts))
     stored = {answer.ordinal: answer for answer in run.answers()}
-    total = calibration_size(spec) * len(rows)
+    total = calibration_size(spec, own=own) * len(rows)
 
     async def answer(query: Query) -> None:
         latent = int(query.latent)
@@ -121,7 +127,7 @@ async def _answer(query: Query, plan: Planned, arm: Arm, steering: Steering, gen
     return Answer(*common, status, None if first is None else first / 100, text, grade.reason)
 
 
-def _same(run: Run, query: Query, answer: Answer) -> None:
+def _same(run: Run | ArmCalibration, query: Query, answer: Answer) -> None:
     """A stored answer must be to this very query."""
     if (answer.latent, answer.strength) != (query.latent, query.strength):
         raise StoreError(

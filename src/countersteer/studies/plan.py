@@ -6,7 +6,7 @@ base arm's (latent, strength, prompt, seed).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,19 +43,30 @@ def references(spec: Spec, prompts: Sequence[str], steering: Steering) -> Iterat
             ordinal += 1
 
 
-def trials(spec: Spec, latents: Sequence[LatentRow], prompts: Sequence[str], steering: Steering) -> Iterator[Planned]:
-    """Every trial of every arm. A latent without a strength gives trials with the status "uncalibrated"."""
-    for arm in spec.arms:
-        ordinal = 0
-        for row in latents:
-            for index in prompts_for(spec, row.latent, len(prompts)):
-                yield _trial(spec, arm, ordinal, row, prompts[index], steering)
-                ordinal += 1
+def trials(
+    spec: Spec, arm: Arm, latents: Sequence[LatentRow], prompts: Sequence[str], steering: Steering, *,
+    prefixes: Mapping[tuple[int, str, int], str] | None = None,
+) -> Iterator[Planned]:  # fmt: skip
+    """Every trial of an arm. A latent without a strength gives trials with the status "uncalibrated".
+
+    `prefixes`: by (latent, prompt, seed), taken from another arm; trials without one are left out.
+    """
+    ordinal = 0
+    for row in latents:
+        for index in prompts_for(spec, row.latent, len(prompts)):
+            prompt = prompts[index]
+            seed = sampling_seed(spec.settings.study.seed, row.latent, prompt)
+            if prefixes is None:
+                yield _trial(arm, ordinal, row, prompt, seed, steering, arm.text("prefix", row.label))
+            elif (row.latent, prompt, seed) in prefixes:
+                yield _trial(arm, ordinal, row, prompt, seed, steering, prefixes[row.latent, prompt, seed])
+            ordinal += 1
 
 
-def _trial(spec: Spec, arm: Arm, ordinal: int, row: LatentRow, prompt: str, steering: Steering) -> Planned:
-    seed = sampling_seed(spec.settings.study.seed, row.latent, prompt)
-    strength = arm.strength_for(row.strength)
+def _trial(
+    arm: Arm, ordinal: int, row: LatentRow, prompt: str, seed: int, steering: Steering, prefix: str | None
+) -> Planned:
+    strength = arm.strength_for(row.strength, unit=row.unit or 1.0)
     missing = None if strength is not None else "uncalibrated"
     plan = Planned(
         arm.name,
@@ -67,7 +78,7 @@ def _trial(spec: Spec, arm: Arm, ordinal: int, row: LatentRow, prompt: str, stee
         prompt,
         arm.user_turn(prompt, row.label),
         arm.text("system", row.label),
-        arm.text("prefix", row.label),
+        prefix,
         seed,
         missing,
     )
@@ -97,8 +108,13 @@ def estimate(spec: Spec, prompts: int) -> dict[str, Any]:
     each = latents * settings.trials.per_latent
     per_latent = calibration_size(spec)
     stages = {
-        "references": prompts * settings.judge.references,
+        "references": prompts * settings.judge.references if settings.judge.offline else 0,
         "calibration": per_latent * latents,
+        **{
+            f"calibration {arm.name}": calibration_size(spec, own=True) * latents
+            for arm in spec.arms
+            if arm.own_strengths
+        },
         **{f"trials {arm.name}": each for arm in spec.arms},
     }
     steered = sum(arm.steered for arm in spec.arms)
@@ -125,9 +141,9 @@ def calibration_tokens(spec: Spec) -> int:
     return spec.settings.calibration.max_tokens or min(256, spec.settings.sampling.max_tokens)
 
 
-def calibration_size(spec: Spec) -> int:
-    """Generations per latent that the calibration takes."""
-    if not spec.needs_calibration:
+def calibration_size(spec: Spec, *, own: bool = False) -> int:
+    """Generations per latent that the calibration takes (`own`: of an arm that has its own)."""
+    if not own and not spec.needs_calibration:
         return 0
     section = spec.settings.calibration
     if section.method == "bisection":

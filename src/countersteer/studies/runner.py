@@ -14,14 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from countersteer.core.errors import StoreError
+from countersteer.core.errors import RefusedError, StoreError
 from countersteer.core.request import Request
 from countersteer.core.trial import OK
 from countersteer.store import Planned, Run, RunRefusedError
 from countersteer.studies import measure, plan, selection
+from countersteer.studies.arms import Arm, order
 from countersteer.studies.calibrate import calibrate
 from countersteer.studies.drive import drive
+from countersteer.studies.experiments import Experiments
 from countersteer.studies.generate import Generator, bounded
+from countersteer.studies.judges import JudgeOptions, LanguageJudge, check_statuses, retry
 from countersteer.studies.progress import Observer, Silent
 from countersteer.studies.prompts import load_prompts
 from countersteer.studies.setup import Tools, adopt, layers, load_tools, make_judge, open_run, writable
@@ -38,15 +41,25 @@ def run_study(
     tools: Callable[[Spec], Tools] = load_tools,
     observer: Observer | None = None,
     in_flight: int = IN_FLIGHT,
+    options: JudgeOptions | None = None,
+    retry_status: Sequence[str] = (),
+    shard: tuple[int, int] | None = None,
+    search_only: bool = False,
 ) -> Run:
     """Run a study into the folder `out`, or resume it, and return the finished run, open for reading.
 
-    `tools` gives the engine and the SAE and is called only when there is work to do. May be called inside a running
-    event loop (a notebook), which it blocks. Raises CountersteerError; on KeyboardInterrupt what was finished is kept.
+    `tools` gives the engine and the SAE and is called only when there is work to do. `options`: what a language-model
+    judge may cost and how fast it may be asked. `retry_status`: statuses whose trials are tried again. `shard` (i, n):
+    only every n-th trial, beginning with the i-th (1 to n); such a run is merged with its others. `search_only`:
+    no further than the detector search. May be called inside a running event loop (a notebook), which it blocks.
+    Raises CountersteerError; on KeyboardInterrupt what was finished is kept.
     """
+    statuses = check_statuses(retry_status)
     finished = open_run(spec, out)
-    if finished is not None:
+    if finished is not None and not statuses:
         return finished
+    if finished is not None:
+        finished.close()
     prompts = load_prompts(spec.settings.trials.prompts)
     plan.check_prompts(spec, prompts)
     observer = observer or Silent()
@@ -57,7 +70,10 @@ def run_study(
         given = tools(spec)
         try:
             begin = adopt(spec, run, given, prompts)
-            drive(_Study(spec, run, given, prompts, observer).go(begin, in_flight))
+            study = _Study(spec, run, given, prompts, observer)
+            study.options, study.statuses, study.shard = options or JudgeOptions(), statuses, shard
+            study.search_only = search_only
+            drive(study.go(begin, in_flight))
         finally:
             if tools is load_tools:
                 given.engine.close()
@@ -72,6 +88,10 @@ class _Study:
     def __init__(self, spec: Spec, run: Run, tools: Tools, prompts: Sequence[str], observer: Observer) -> None:
         self.spec, self.run, self.prompts, self.observer = spec, run, prompts, observer
         self.engine, self.sae = tools.engine, tools.sae
+        self.options = JudgeOptions()
+        self.statuses: tuple[str, ...] = ()
+        self.shard: tuple[int, int] | None = None
+        self.judge: LanguageJudge | None = None
         self.layer, self.read_layer = layers(spec, self.sae)
         self.steering = Steering(
             self.sae,
@@ -79,6 +99,11 @@ class _Study:
             model=self.engine.model_fingerprint,
             family=self.engine.family,
             facts=self.engine.describe(),
+        )
+        self.arms: dict[str, Arm] = {}
+        self.search_only = False
+        self.found = Experiments(
+            spec, run, self.engine, self.sae, prompts, layers=(self.layer, self.read_layer), steering=self.steering
         )
 
     async def go(self, begin: dict[str, Any], in_flight: int) -> None:
@@ -88,7 +113,17 @@ class _Study:
             self.run.set_facts(header={**self.run.header, **begin}, notes=list(self.spec.notes))
         generator = Generator(self.engine, self.run, in_flight=in_flight)
         try:
-            await self._references(generator)
+            if self.spec.settings.judge.offline:
+                await self._references(generator)
+            else:
+                self.judge = LanguageJudge(self.spec.settings.judge, self.options, self.run, self.observer.spent)
+                self._judged_by(generator, self.judge.judge, self.judge.known)
+            retry(self.run, self.statuses, self.judge)
+            if self.spec.needs_detectors or self.search_only:
+                self.observer.stage("detectors", len(self.prompts))
+                await self.found.detectors(generator, self.observer.progress)
+            if self.search_only:
+                return
             await self._latents()
             self.observer.stage("calibration", None)
             await calibrate(
@@ -99,11 +134,12 @@ class _Study:
                 generator=generator,
                 progress=self.observer.progress,
             )
-            self._plan()
-            await self._trials(generator)
-            self.run.set_facts(finished=True)
+            await self._arms(generator)
+            self.run.set_facts(finished=self.shard is None)
         finally:
             generator.close()
+            if self.judge is not None:
+                await self.judge.close()
 
     def _longest(self) -> Request:
         """The longest request of the study, unsteered: if the model refuses it, nothing was begun."""
@@ -113,11 +149,16 @@ class _Study:
         sampling = max((arm.sampling for arm in arms), key=lambda sampling: sampling.max_tokens)
         return Request(prompt=turn, system=arm.system, prefix=arm.prefix, sampling=sampling)
 
+    def _all_prompts(self) -> list[str]:
+        """The study's prompts and those of arms that have their own."""
+        own = [prompt for arm in self.spec.arms for prompt in self.found.prompts_of(arm)]
+        return list(dict.fromkeys([*self.prompts, *own]))
+
     async def _references(self, generator: Generator) -> None:
         """Generate the unsteered responses, freeze them as the judge's reference set."""
         planned = self.run.references()
         if not planned:
-            planned = list(plan.references(self.spec, self.prompts, self.steering))
+            planned = list(plan.references(self.spec, self._all_prompts(), self.steering))
             self.run.plan_references(planned)
         texts: dict[int, str] = {}
         self.observer.stage("references", len(planned))
@@ -130,12 +171,15 @@ class _Study:
             self.observer.progress(len(texts), len(planned))
 
         await bounded(planned, one, workers=generator.workers)
-        by_prompt: dict[str, list[str]] = {prompt: [] for prompt in self.prompts}
+        by_prompt: dict[str, list[str]] = {prompt: [] for prompt in self._all_prompts()}
         for reference in planned:
             if reference.ordinal in texts:
                 by_prompt[reference.prompt].append(texts[reference.ordinal])
         judge = make_judge({prompt: given for prompt, given in by_prompt.items() if given})
-        known = {"name": judge.name, "key": judge.key, "references": judge.references.digest}
+        self._judged_by(generator, judge, {"name": judge.name, "key": judge.key, "references": judge.references.digest})
+
+    def _judged_by(self, generator: Generator, judge: Any, known: dict[str, Any]) -> None:
+        """Set the judge of this run, which must be the one that it began with."""
         before = self.run.fact("judge")
         if before is None:
             self.run.set_facts(judge=known)
@@ -181,22 +225,46 @@ class _Study:
             need_label=any(arm.uses_label for arm in self.spec.arms),
         )
 
-    def _plan(self) -> None:
-        """Plan every trial, once."""
-        if self.run.arms():
-            return
+    async def _arms(self, generator: Generator) -> None:
+        """Plan and run the arms, phase by phase: an arm that needs other arms' responses waits for them."""
+        phases = order(self.spec.arms, self.spec.base)
+        if self.shard is not None and len(phases) > 1:
+            waiting = ", ".join(arm.name for phase in phases[1:] for arm in phase)
+            raise RefusedError(
+                "a shard of this study", f"{waiting} need the whole of other arms", "run it unsharded, or without them"
+            )
+        for phase in phases:
+            await self._plan(phase, generator)
+            await self._trials(generator, {arm.name for arm in phase})
+            await self.found.steered()
+
+    async def _plan(self, phase: Sequence[Arm], generator: Generator) -> None:
+        """Plan every trial of a phase's arms, once."""
         missing = sum(row.status == "uncalibrated" for row in self.run.latents())
         if missing:
             self.run.note(
                 f"{missing} of {len(self.run.latents())} latents are uncalibrated; their trials are counted so"
             )
-        trials = plan.trials(self.spec, self.run.latents(), self.prompts, self.steering)
-        self.run.plan_trials(trials, {arm.name: arm.describe() for arm in self.spec.arms}, self.spec.base)
+        for arm in phase:
+            made = await self.found.resolve(arm, generator, self.observer.progress)
+            if made is None:
+                continue
+            self.arms[arm.name] = made
+            if arm.name not in self.run.arms():
+                trials = plan.trials(
+                    self.spec, made, self.found.rows_of(arm), self.found.prompts_of(arm), self.steering,
+                    prefixes=self.found.prefixes(arm),
+                )  # fmt: skip
+                self.run.plan_trials(list(trials), {arm.name: made.describe()}, self.spec.base)
+        known = self.run.arms()
+        self.run.set_facts(arms={arm.name: known[arm.name] for arm in self.spec.arms if arm.name in known})
 
-    async def _trials(self, generator: Generator) -> None:
-        """Generate and grade every planned trial, and the fresh draws of the multi-attempt ones."""
-        arms = {arm.name: arm for arm in self.spec.arms}
-        total = sum(self.run.trial_counts().values())
+    async def _trials(self, generator: Generator, names: set[str]) -> None:
+        """Generate and grade every planned trial of some arms, and the fresh draws of the multi-attempt ones."""
+        arms = self.arms
+        first, step = (0, 1) if self.shard is None else (self.shard[0] - 1, self.shard[1])
+        counts = {name: count for name, count in self.run.trial_counts().items() if name in names}
+        total = sum(len(range(first, count, step)) for count in counts.values())
         self.observer.stage("trials", total)
         done = 0
 
@@ -215,7 +283,9 @@ class _Study:
 
         def planned() -> Iterator[Planned]:
             for arm in self.spec.arms:
-                yield from self.run.planned(arm.name)
+                if arm.name not in names:
+                    continue
+                yield from (p for p in self.run.planned(arm.name) if p.ordinal % step == first)
 
         await bounded(planned(), one, workers=generator.workers)
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
+from countersteer.studies.schema_arms import Clamp, Prefix
 from countersteer.studies.schema_judge import JudgeSection
 
 
@@ -130,6 +131,27 @@ class SamplingSection(Section):
     stop: tuple[str, ...] = Field(default=(), strict=False)
 
 
+class DetectorsSection(Section):
+    """How detector latents are searched for (clamp = "detectors").
+
+    rule: "top" keeps the `count` latents of highest AUC, "threshold" those of at least `auc`, "significant" those that
+    beat the permutation null at 5%, "strict" the paper's rule (silent on matched, active on 80% of shuffled pairs).
+    """
+
+    rule: Literal["top", "threshold", "significant", "strict"] = "top"
+    count: Count = 26
+    auc: Annotated[float, Field(gt=0.5, le=1)] = 1.0
+    derangements: Annotated[int, Field(ge=1, le=1000)] = 5
+    draws: Annotated[int, Field(ge=19, le=100_000)] = 500
+
+
+class DirectionsSection(Section):
+    """What directions = "contrast" is made from: mean-centred last-token residuals of `template` with each title."""
+
+    titles: tuple[Text, ...] = Field(default=(), strict=False)
+    template: Text = "Tell me about {title}."
+
+
 class ArmSampling(Section):
     """Sampling settings that one arm changes."""
 
@@ -146,15 +168,25 @@ class ArmSection(Section):
 
     strength: the same strength for every latent, in the latent's own units (0: no intervention). strength_scale: times
     the calibrated strength. A list makes one arm per level. suffix, prefix, system: texts ("{label}" is replaced by the
-    latent's label). clamp: latents held at 0.
+    latent's label). clamp: latents held at 0: ids, "detectors", "detectors-held-out" (chosen on the other half of the
+    prompts), a file of ids, or a table (see RandomClamp). strength_sd: standard deviations from the mean of the
+    calibrated strengths, the same strength for every latent. meta_prompt: a suffix by name. prefix: a text or a table
+    (see PrefixRule). prompts: other prompts than the study's. directions: "contrast" or a file, in place of latents.
+    recalibrate: find strengths under this arm's own conditions. against: the arm it is compared with (base).
     """
 
     strength: Levels | None = None
     strength_scale: Levels | None = None
     suffix: Text | None = None
-    prefix: Text | None = None
+    prefix: Prefix | None = None
     system: Text | None = None
-    clamp: tuple[Index, ...] | None = Field(default=None, strict=False)
+    clamp: Clamp | None = None
+    strength_sd: Levels | None = None
+    meta_prompt: Literal["focus", "ignore-label", "self-monitor", "resist"] | None = None
+    prompts: Text | None = None
+    directions: Text | None = None
+    recalibrate: bool = False
+    against: Text | None = None
     span: SpanText | None = None
     steer_layer: Layer | None = None
     sampling: ArmSampling | None = None
@@ -170,6 +202,8 @@ class Study(Section):
     trials: TrialsSection = TrialsSection()
     sampling: SamplingSection = SamplingSection()
     judge: JudgeSection = JudgeSection()
+    detectors: DetectorsSection = DetectorsSection()
+    directions: DirectionsSection = DirectionsSection()
     arms: dict[str, ArmSection]
 
 
@@ -178,11 +212,7 @@ LATER: dict[tuple[str, ...], str] = {
     ("engine", "urls"): 'use kind = "embedded"',
     ("engine", "tensor_parallel_size"): 'use kind = "embedded"',
     ("engine", "adapter"): "give a folder with the adapter merged as model",
-    ("arms", "*", "strength_sd"): "use strength or strength_scale with a list of levels",
     ("arms", "*", "adapter"): "run a second study with the other model",
-    ("arms", "*", "recalibrate"): "run a second study with its own calibration",
-    ("arms", "*", "directions"): "use latents",
-    ("arms", "*", "prompts"): "run a second study with the other prompts",
     ("arms", "*", "model"): "run a second study with the other model",
     ("arms", "*", "judge"): "run a second study with the other judge",
 }

@@ -6,6 +6,7 @@ Every problem is one line that names the setting, why it cannot be used and what
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,6 +20,7 @@ from countersteer.core.request import Sampling
 from countersteer.judging.rubrics import load as load_rubric
 from countersteer.studies.arms import Arm, expand
 from countersteer.studies.schema import LATER, ArmSection, Study
+from countersteer.studies.schema_arms import DETECTORS
 
 PRESET = "preset:"
 _SECTIONS = tuple(Study.model_fields)
@@ -46,8 +48,14 @@ class Spec:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether any arm steers at a calibrated strength."""
-        return any(arm.strength is None for arm in self.arms)
+        """Whether any arm steers at a strength calibrated for the base arm."""
+        return any(arm.strength is None and not arm.own_strengths for arm in self.arms)
+
+    @property
+    def needs_detectors(self) -> bool:
+        """Whether any arm clamps detectors, or random latents matched to them."""
+        rules = [arm.clamp_rule for arm in self.arms]
+        return any(isinstance(rule, str) or (rule is not None and rule.of == DETECTORS) for rule in rules)
 
 
 def load(source: str | Path) -> Spec:
@@ -114,14 +122,6 @@ def _refuse_later(data: dict[str, Any], name: str) -> None:
         for arm, table in tables:
             if isinstance(table, dict) and where[-1] in table:
                 raise later(f"[{where[0] if arm is None else f'arms.{arm}'}] {where[-1]}", instead)
-    arms = data.get("arms")
-    for arm, table in arms.items() if isinstance(arms, dict) else ():
-        if not isinstance(table, dict):
-            continue
-        if isinstance(table.get("clamp"), str | dict):
-            raise later(f"[arms.{arm}] clamp = {table['clamp']!r}", "a list of latent ids such as clamp = [3, 9]")
-        if isinstance(table.get("prefix"), dict):
-            raise later(f"[arms.{arm}] prefix taken from another arm", "a text as prefix")
 
 
 def _absolute(settings: Study, folder: Path) -> Study:
@@ -143,7 +143,18 @@ def _absolute(settings: Study, folder: Path) -> Study:
         trials=_changed(settings.trials, prompts=found(prompts) if "." in prompts or "/" in prompts else prompts),
         latents=_changed(settings.latents, labels=found(settings.latents.labels)),
         judge=_changed(settings.judge, rubric=found(settings.judge.rubric)),
+        arms={name: _absolute_arm(arm, found) for name, arm in settings.arms.items()},
     )
+
+
+def _absolute_arm(arm: ArmSection, found: Callable[[str | None], str | None]) -> ArmSection:
+    """An arm with its files' paths made absolute."""
+    paths = {"clamp": arm.clamp, "prompts": arm.prompts, "directions": arm.directions}
+    moved = {
+        key: found(value) for key, value in paths.items() if isinstance(value, str) and ("." in value or "/" in value)
+    }
+    changed: ArmSection = _changed(arm, **moved)
+    return changed
 
 
 def _changed(section: Any, **values: Any) -> Any:

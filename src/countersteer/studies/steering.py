@@ -36,26 +36,27 @@ class Steering:
         self._clamps: dict[tuple[int, ...], Any] = {}
         self._interventions: dict[tuple[Any, ...], Any] = {}
 
-    def intervention(self, arm: Arm, latent: int, strength: float | None) -> Any:
+    def intervention(self, arm: Arm, latent: int, strength: float | None, prompt: str) -> Any:
         """What steers a trial of `arm`: the latent's add and the arm's clamps, on the arm's span; None for none."""
-        key = (arm.span, arm.layer, arm.clamp, latent if strength else None, strength or 0.0)
+        clamp = arm.clamp_for(prompt)
+        key = (arm.span, arm.layer, clamp, latent if strength else None, strength or 0.0)
         if key not in self._interventions:
             if len(self._interventions) >= _CACHED:
                 self._interventions.clear()
-            self._interventions[key] = self._build(arm, latent, strength)
+            self._interventions[key] = self._build(arm, clamp, latent, strength)
         return self._interventions[key]
 
-    def _build(self, arm: Arm, latent: int, strength: float | None) -> Any:
+    def _build(self, arm: Arm, clamp: tuple[int, ...], latent: int, strength: float | None) -> Any:
         import countersteer as cs
 
         layer = self.layer if arm.layer is None else arm.layer
         parts = []
         if strength:
             parts.append(cs.add(self._latents[latent], strength, layer=layer))
-        if arm.clamp:
-            if arm.clamp not in self._clamps:
-                self._clamps[arm.clamp] = self.sae.latents(list(arm.clamp))
-            parts.append(cs.clamp(self._clamps[arm.clamp], 0.0, layer=layer))
+        if clamp:
+            if clamp not in self._clamps:
+                self._clamps[clamp] = self.sae.latents(list(clamp))
+            parts.append(cs.clamp(self._clamps[clamp], 0.0, layer=layer))
         if not parts:
             return None
         whole = parts[0] if len(parts) == 1 else parts[0] + parts[1]
@@ -71,13 +72,17 @@ class Steering:
         else:
             self._latents.update(zip(latents, self.sae.latents(list(latents)), strict=True))
 
+    def adopt(self, sources: Mapping[int, Any]) -> None:
+        """Directions under numbers of their own, beyond the SAE's latents."""
+        self._latents.update(sources)
+
     def request(self, arm: Arm, plan: Planned) -> Request:
         """The request of a planned trial (or of a fresh draw of it, which differs in its seed)."""
         return Request(
             prompt=plan.user,
             system=plan.system,
             prefix=plan.prefix,
-            intervention=self.intervention(arm, plan.latent, plan.strength),
+            intervention=self.intervention(arm, plan.latent, plan.strength, plan.prompt),
             sampling=replace(arm.sampling, seed=plan.seed),
         )
 
