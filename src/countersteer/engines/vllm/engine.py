@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +138,21 @@ class Bridge:
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def stop(self) -> None:
-        """End the loop and its thread."""
-        if self.thread.is_alive():
-            self.loop.call_soon_threadsafe(self.loop.stop)
-            self.thread.join(timeout=30)
+        """End what still runs, the loop and its thread."""
+        if not self.thread.is_alive():
+            return
+
+        async def end() -> None:
+            others = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            await self.loop.shutdown_asyncgens()
+
+        with suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(end(), self.loop).result(timeout=20)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(timeout=30)
 
     async def stream(self, chunks: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
         """An iterator that lives on the other loop, on this one. Closing this one closes that one."""

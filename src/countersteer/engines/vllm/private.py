@@ -72,6 +72,14 @@ def check_config(config: Any) -> None:
         refuse("speculative decoding", "rejected tokens would enter receipts", "no speculative_config")
     if scheduler.async_scheduling:
         refuse("asynchronous scheduling", "it computes positions after the end", "async_scheduling=False")
+    if config.kv_transfer_config is not None:
+        refuse("a KV connector", "its caches may be keyed by tokens alone", "vLLM's own prefix cache")
+    if config.cache_config.kv_sharing_fast_prefill:
+        refuse("kv_sharing_fast_prefill", "it skips layers for prompt tokens", "leaving it off")
+    if config.model_config.enable_sleep_mode:
+        refuse("sleep mode", "the tables would be lost with the memory it frees", "leaving it off")
+    if config.model_config.runner_type != "generate":
+        refuse("a pooling model", "there is no response to steer", "a model that generates")
     if config.lora_config is not None:
         refuse("a LoRA adapter", "it was not proven with one", "merging the adapter into the weights")
 

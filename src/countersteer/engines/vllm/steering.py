@@ -26,7 +26,7 @@ from countersteer.engines.vllm.ticket import Ticket
 from countersteer.engines.vllm.unit import Index, Unit
 
 log = logging.getLogger(__name__)
-KEPT = 8192
+KEPT = 2048
 """Finished requests whose results are kept until they are collected."""
 
 
