@@ -117,3 +117,26 @@ def test_bad_requests_are_one_line_and_leave_the_engine_working(folder: Path) ->
         except cs.CountersteerError as error:
             assert "\n" not in str(error)
         assert not mismatches(engine, cases, want)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"async_scheduling": True}, "asynchronous scheduling"),
+        ({"layers": (1, 9)}, "layers 0..2"),
+        ({"capture_layers": (5,)}, "layers 0..2"),
+        ({"rows": ()}, "rows"),
+        ({"enable_lora": True}, "LoRA"),
+        (
+            {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}},
+            "speculative",
+        ),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_what_cannot_be_honoured_is_refused_before_vllm_starts(
+    options: dict[str, Any], words: str, folder: Path
+) -> None:
+    with pytest.raises(cs.InputError, match=words) as error:
+        start(worlds.save("llama", folder), enforce_eager=True, **options)
+    assert "\n" not in str(error.value)

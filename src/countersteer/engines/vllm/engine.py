@@ -36,6 +36,13 @@ def engine_options(settings: Settings, options: Mapping[str, Any]) -> dict[str, 
     return {**fixed, **options, "additional_config": {**more, CONFIG_KEY: settings.to_dict()}}
 
 
+def check_layers(settings: Settings, n_layers: int) -> None:
+    """Raises InputError for layers that the model does not have."""
+    outside = [n for n in (*settings.layers, *settings.capture) if n >= n_layers]
+    if outside:
+        raise InputError(f"layers {outside} are not in the model: it has layers 0..{n_layers - 1}")
+
+
 @contextmanager
 def process_environment(store: Path) -> Iterator[None]:
     """What vLLM's processes must inherit: where the store is, and the runner that is proven."""
@@ -296,7 +303,7 @@ def load_vllm(
         from vllm.v1.engine.async_llm import AsyncLLM
     except ImportError as error:
         raise InputError("vLLM is not installed: pip install 'countersteer[vllm]'") from error
-    from countersteer.engines.vllm.private import check_version
+    from countersteer.engines.vllm.private import check_config, check_version
 
     check_version()
     source = model
@@ -312,7 +319,10 @@ def load_vllm(
     store, bridge = Store(folder), Bridge("countersteer-vllm")
 
     async def start() -> tuple[Any, Session]:
-        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=source, **chosen))
+        config = AsyncEngineArgs(model=source, **chosen).create_engine_config()
+        check_config(config)
+        check_layers(settings, int(config.model_config.hf_text_config.num_hidden_layers))
+        llm = AsyncLLM.from_vllm_config(config, disable_log_stats=bool(chosen["disable_log_stats"]))
         try:
             workers = await Session.workers(llm, store)
             facts = read_facts(llm.vllm_config, model, workers)
