@@ -36,9 +36,9 @@ class SaeRecipe:
     seed: int = 0
     layer: int = 3
     latents: int = 768
-    k: int = 3
-    tokens: int = 600_000
-    steps: int = 3000
+    k: int = 4
+    tokens: int = 500_000
+    steps: int = 2000
     batch: int = 1024
     learning_rate: float = 1e-3
     auxiliary: float = 1 / 8
