@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from countersteer.cli import doctor, judging, organism, results, sae, studies
+from countersteer.cli import doctor, experiments, judging, organism, results, sae, studies
 
 app = typer.Typer(
     name="countersteer",
@@ -44,6 +44,11 @@ app.command("report")(results.report)
 app.command("export")(results.export)
 app.command("grade")(results.grade)
 app.command("merge")(judging.merge)
+app.command("detectors")(experiments.detectors)
+app.command("trace")(experiments.trace)
+app.command("judge")(experiments.judge)
+app.command("import")(experiments.import_)
+app.command("models")(experiments.models)
 app.command("doctor")(doctor.doctor)
 app.add_typer(organism.app, name="organism")
 app.add_typer(sae.app, name="sae")

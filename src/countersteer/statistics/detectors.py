@@ -79,7 +79,7 @@ def separation(
     total = pooled.shape[1]
     out = {name: np.empty(total) for name in ("auc", "d", "m", "s", "share")}
     strict = np.empty(total, dtype=bool)
-    null = np.zeros(draws)
+    null: Floats = np.zeros(draws)
     n, m = int(matched.sum()), int((~matched).sum())
     for start in range(0, total, BLOCK):
         block = np.asarray(pooled[:, start : start + BLOCK], np.float64)
@@ -91,7 +91,7 @@ def separation(
             return np.asarray((everything - matched_ranks - m * (m + 1) / 2.0) / (n * m))
 
         out["auc"][here] = auc(ranks[matched].sum(axis=0))
-        null = np.maximum(null, auc(masks @ ranks).max(axis=1))
+        null = np.asarray(np.maximum(null, auc(masks @ ranks).max(axis=1)), np.float64)
         one, other = block[matched], block[~matched]
         out["m"][here], out["s"][here] = one.mean(axis=0), other.mean(axis=0)
         out["share"][here] = (other > 0).mean(axis=0)
@@ -100,7 +100,7 @@ def separation(
         out["d"][here] = np.where(spread > 0, gap / np.where(spread > 0, spread, 1.0), 0.0)
         strict[here] = ~(one > 0).any(axis=0) & (out["share"][here] >= STRICT_SHARE)
     above = draws - np.searchsorted(np.sort(null), out["auc"] - 1e-12, side="left")
-    p = (1.0 + above) / (1.0 + draws)
+    p: Floats = np.asarray((1.0 + above) / (1.0 + draws), np.float64)
     return Separation(out["auc"], out["d"], out["m"], out["s"], out["share"], strict, p, null)
 
 

@@ -1,0 +1,91 @@
+"""What a finished run is asked for later: a trace of its episodes, another judge's grades."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from countersteer.core.errors import InputError
+from countersteer.store import Run
+from countersteer.studies import spec as studies
+from countersteer.studies.drive import drive
+from countersteer.studies.judges import JudgeOptions
+from countersteer.studies.rejudge import human, rejudge
+from countersteer.studies.setup import Tools, check_inputs, layers, load_tools
+from countersteer.studies.spec import Spec
+
+Progress = Callable[[int, int], None]
+
+
+def trace_run(
+    folder: str | Path, *, latents: str = "detectors", arm: str | None = None, most: int = 1000,
+    tools: Callable[[Spec], Tools] = load_tools,
+) -> dict[str, Any]:  # fmt: skip
+    """The trace of a run's episodes, kept in the run (fact "trace"). Raises InputError."""
+    from countersteer.studies.trace import trace
+
+    with Run.open(folder, write=True) as run:
+        loaded = studies.parse(run.study, name=str(folder))
+        given = tools(loaded)
+        try:
+            check_inputs(run, model=given.engine.model_fingerprint, sae=given.sae.fingerprint)
+            _, read_layer = layers(loaded, given.sae)
+            chosen = _chosen(run, latents, given.sae)
+            found: dict[str, Any] = {}
+
+            async def go() -> None:
+                found.update(await trace(run, given.engine, given.sae, chosen, layer=read_layer, arm=arm, most=most))
+
+            drive(go())
+        finally:
+            if tools is load_tools:
+                given.engine.close()
+        run.set_facts(trace={"asked": latents, **found})
+    return found
+
+
+def _chosen(run: Run, latents: str, sae: Any) -> list[int]:
+    """The latents that a trace is asked for. Raises InputError."""
+    if latents == "detectors":
+        found = run.fact("detectors")
+        if not found or not found["selected"]:
+            raise InputError('the run has no detectors; run its study with clamp = "detectors", or give --latents ids')
+        return [int(i) for i in found["selected"]]
+    if latents == "backtracking":
+        from countersteer.studies.trace import backtracking
+
+        chosen = backtracking(sae.labels)
+        if not chosen:
+            raise InputError("no label speaks of correcting oneself; give --latents ids")
+        return chosen
+    words = latents.replace(",", " ").split()
+    if not words or not all(word.isdecimal() for word in words):
+        raise InputError(f'--latents must be "detectors", "backtracking" or ids such as 3,9; got {latents!r}')
+    return list(dict.fromkeys(int(word) for word in words))
+
+
+def judge_run(
+    folder: str | Path, by: str, *, sample: int = 1000, labels: Path | None = None, max_cost: float | None = None,
+    base_url: str | None = None, progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Grades by another judge, or people's labels, stored beside the first: {"judge", "key", "sampled"}.
+
+    Raises InputError, StoreError.
+    """
+    made: dict[str, Any] = {}
+    with Run.open(folder, write=True) as run:
+        seed = int(run.header.get("settings", {}).get("study", {}).get("seed", 0))
+        if labels is not None:
+            made = human(run, labels, name=by)
+        else:
+
+            async def go() -> None:
+                options = JudgeOptions(max_cost=max_cost)
+                made.update(
+                    await rejudge(run, by, size=sample, options=options, seed=seed, base_url=base_url,
+                                  progress=progress)
+                )  # fmt: skip
+
+            drive(go())
+    return made
