@@ -181,7 +181,7 @@ class FakeOpenAI:
         if fault == "truncated-body":
             data = data[: len(data) // 2]
         elif fault is None:
-            self.answered[response] += 1
+            self.answered[user] += 1
         return await self._send(writer, 200, data)
 
     def said(self, response: str) -> tuple[str, str]:

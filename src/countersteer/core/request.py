@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from countersteer.core.errors import InputError
@@ -156,7 +156,8 @@ class Receipt:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self)
+        layers = tuple(dict(vars(layer)) for layer in self.layers)
+        return {"layers": layers, "engine": self.engine, "notes": self.notes}
 
 
 @dataclass(frozen=True)

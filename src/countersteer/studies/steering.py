@@ -7,7 +7,7 @@ sampling with its seed, engine family. Caches and resuming use that key and noth
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from countersteer.core.fingerprint import fingerprint, named_seed
@@ -95,7 +95,7 @@ class Steering:
                 "system": request.system,
                 "prefix": request.prefix,
                 "intervention": None if request.intervention is None else request.intervention.fingerprint,
-                "sampling": asdict(request.sampling),
+                "sampling": vars(request.sampling),
             }
         )
 

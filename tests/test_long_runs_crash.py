@@ -1,0 +1,215 @@
+"""What a run survives: kills at random moments, a second process, full and network disks, clocks, other versions."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import studies_world as world
+from countersteer.core.errors import StoreError
+from countersteer.store import Run, RunRefusedError, database, export, schema
+from countersteer.studies import runner, spec
+
+HERE = Path(__file__).parent
+ARMS = "[arms.base]\nstrength = 3.0\n[arms.unsteered]\nstrength = 0\n"
+
+
+def begin(path: Path, out: Path, *, delay: float = 0.02) -> subprocess.Popen[str]:
+    command = [sys.executable, str(HERE / "long_runs_child.py"), str(path), str(out), str(delay)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE)
+
+
+def exported(folder: Path, out: Path) -> str:
+    with Run.open(folder) as run:
+        export(run, out)
+    return out.read_text()
+
+
+def holder(folder: Path) -> int:
+    """The process that holds the run, by its lock file."""
+    try:
+        return int((folder / "run.lock").read_text().split()[0])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+@pytest.mark.slow
+def test_fifty_kills_in_two_thousand_trials_change_nothing(tmp_path: Path) -> None:
+    """The child is killed at a random moment after it has begun to work, fifty times, then left to finish."""
+    latents = "ids = [" + ", ".join(map(str, range(40))) + "]\n"
+    path = world.study(tmp_path, arms=ARMS, latents=latents)
+    arms = ["base", *(f"more{i}" for i in range(6))]
+    text = path.read_text().replace("[arms.unsteered]\nstrength = 0\n", "")
+    text = text.replace("per_latent = 4", "per_latent = 8")
+    text += "".join(f"[arms.{name}]\nstrength = {1.0 + i}\n" for i, name in enumerate(arms[1:]))
+    path.write_text(text)
+    whole = begin(path, tmp_path / "whole", delay=0.0)
+    out, err = whole.communicate(timeout=600)
+    assert out.strip() == "finished", err
+    with Run.open(tmp_path / "whole") as run:
+        assert sum(run.trial_counts().values()) == 40 * 8 * 7 >= 2000
+    draw = random.Random(5)
+    kills = 0
+    while kills < 50:
+        child = begin(path, tmp_path / "killed", delay=0.6)
+        until = time.monotonic() + 60
+        while child.poll() is None and holder(tmp_path / "killed") != child.pid and time.monotonic() < until:
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0, 2.0))
+        finished = child.poll() is not None
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        assert not finished, "it finished before it was killed fifty times: work more slowly"
+        kills += 1
+    last = begin(path, tmp_path / "killed", delay=0.0)
+    out, err = last.communicate(timeout=600)
+    assert out.strip() == "finished", err
+    assert exported(tmp_path / "killed", tmp_path / "a") == exported(tmp_path / "whole", tmp_path / "b")
+
+
+def test_a_second_process_is_refused_with_the_first_ones_number_and_what_to_do(tmp_path: Path) -> None:
+    path = world.study(tmp_path, arms=ARMS)
+    first = begin(path, tmp_path / "run", delay=30)
+    until = time.monotonic() + 60
+    while not Run.exists(tmp_path / "run") and time.monotonic() < until:
+        time.sleep(0.05)
+    second = begin(path, tmp_path / "run", delay=0)
+    _, err = second.communicate(timeout=60)
+    first.kill()
+    first.wait()
+    assert second.returncode == 2
+    assert f"in use by process {first.pid}" in err and "wait for it to finish" in err and "Traceback" not in err
+    third = begin(path, tmp_path / "run", delay=0)
+    out, err = third.communicate(timeout=120)
+    assert out.strip() == "finished", err
+
+
+def test_a_full_disk_stops_with_one_line_and_nothing_finished_is_lost(tmp_path: Path) -> None:
+    """SQLite's own page limit stands for the disk: the same error, at a place of our choosing."""
+    folder = tmp_path
+    path = world.study(folder, arms=ARMS)
+    loaded = spec.load(path)
+    out = folder / "run"
+    original = database.connect
+
+    def small(where: Path, *, write: bool) -> sqlite3.Connection:
+        connection = original(where, write=write)
+        if write:
+            pages = connection.execute("PRAGMA page_count").fetchone()[0]
+            connection.execute(f"PRAGMA max_page_count = {pages + 45}")
+        return connection
+
+    import countersteer.store.run as module
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(module, "connect", small)
+    with pytest.raises(StoreError, match="the disk is full; free some space and run the same command again") as caught:
+        runner.run_study(loaded, out, tools=lambda _: world.tools(folder / "sae"))
+    patch.undo()
+    assert "\n" not in str(caught.value)
+    with Run.open(out) as run:
+        kept = run.tokens()["generated"]
+    with runner.run_study(loaded, out, tools=lambda _: world.tools(folder / "sae")) as run:
+        assert run.finished and run.tokens()["generated"] >= kept
+    with runner.run_study(loaded, folder / "whole", tools=lambda _: world.tools(folder / "sae")):
+        pass
+    assert exported(out, tmp_path / "a") == exported(folder / "whole", tmp_path / "b")
+
+
+def test_a_clock_that_goes_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = world.study(tmp_path, arms=ARMS)
+    loaded = spec.load(path)
+    with runner.run_study(loaded, tmp_path / "whole", tools=lambda _: world.tools(tmp_path / "sae")):
+        pass
+    now = {"t": 2e9}
+
+    def backwards() -> float:
+        now["t"] -= 3600.0
+        return now["t"]
+
+    monkeypatch.setattr(time, "time", backwards)
+    with runner.run_study(loaded, tmp_path / "run", tools=lambda _: world.tools(tmp_path / "sae")) as run:
+        assert run.fact("seconds") >= 0
+    monkeypatch.undo()
+    for offset in (3600, -3600):
+        os.utime(tmp_path / "run" / "run.db", (time.time() + offset,) * 2)
+        with runner.run_study(loaded, tmp_path / "run", tools=lambda _: world.tools(tmp_path / "sae")) as run:
+            assert run.finished
+    assert exported(tmp_path / "run", tmp_path / "a") == exported(tmp_path / "whole", tmp_path / "b")
+
+
+def test_a_database_of_a_newer_version_is_refused_untouched(tmp_path: Path) -> None:
+    path = world.study(tmp_path, arms=ARMS)
+    with runner.run_study(spec.load(path), tmp_path / "run", tools=lambda _: world.tools(tmp_path / "sae")):
+        pass
+    file = tmp_path / "run" / "run.db"
+    with sqlite3.connect(file) as db:
+        db.execute(f"PRAGMA user_version = {len(schema.MIGRATIONS) + 1}")
+    content = file.read_bytes()
+    for write in (False, True):
+        with pytest.raises(RunRefusedError, match="written by a newer countersteer"):
+            Run.open(tmp_path / "run", write=write)
+    with pytest.raises(RunRefusedError, match="upgrade"):
+        runner.run_study(spec.load(path), tmp_path / "run", tools=lambda _: world.tools(tmp_path / "sae"))
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("version", range(1, len(schema.MIGRATIONS)))
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_database_of_every_older_version_is_brought_up_to_date(tmp_path: Path, version: int, finished: bool) -> None:
+    """The tables that later migrations made are taken out again, which is what that version wrote."""
+    path = world.study(tmp_path, arms=ARMS)
+    loaded = spec.load(path)
+    with runner.run_study(loaded, tmp_path / "run", tools=lambda _: world.tools(tmp_path / "sae")):
+        pass
+    whole = exported(tmp_path / "run", tmp_path / "whole.jsonl")
+    blank = sqlite3.connect(":memory:")
+    for migration in schema.MIGRATIONS[:version]:
+        for statement in migration.statements:
+            blank.execute(statement)
+    known = {name for (name,) in blank.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    with sqlite3.connect(tmp_path / "run" / "run.db") as db:
+        for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            if name not in known and not name.startswith("sqlite_"):
+                db.execute(f"DROP TABLE {name}")
+        db.execute(f"PRAGMA user_version = {version}")
+        if not finished:
+            db.execute("UPDATE facts SET value = 'false' WHERE name = 'finished'")
+            db.execute("DELETE FROM completions WHERE key IN (SELECT key FROM trials WHERE ordinal > 5)")
+    with runner.run_study(loaded, tmp_path / "run", tools=lambda _: world.tools(tmp_path / "sae")) as run:
+        assert run.finished and run.judging()["requests"] == 0
+    with sqlite3.connect(tmp_path / "run" / "run.db") as db:
+        assert db.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS)
+    assert exported(tmp_path / "run", tmp_path / "again.jsonl") == whole
+
+
+def test_a_file_system_without_a_working_log_gets_a_rollback_journal_under_an_exclusive_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = world.study(tmp_path, arms=ARMS)
+    loaded = spec.load(path)
+    monkeypatch.setattr(database, "on_network", lambda where: True)
+    out = tmp_path / "run"
+    with runner.run_study(loaded, out, tools=lambda _: world.tools(tmp_path / "sae")) as run:
+        assert run.finished
+    assert not (out / "run.db-wal").exists()
+    with sqlite3.connect(out / "run.db") as db:
+        assert db.execute("PRAGMA journal_mode").fetchone()[0] == "delete"
+    with Run.open(out, write=True) as writer:
+        writer.set_facts(held=True)
+        other = sqlite3.connect(out / "run.db", timeout=0)
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("SELECT * FROM facts").fetchall()
+        other.close()
+    monkeypatch.undo()
+    with runner.run_study(loaded, tmp_path / "whole", tools=lambda _: world.tools(tmp_path / "sae")):
+        pass
+    assert exported(out, tmp_path / "a") == exported(tmp_path / "whole", tmp_path / "b")
