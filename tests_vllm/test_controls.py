@@ -57,7 +57,8 @@ from countersteer.engines.vllm.engine import load_vllm
 if __name__ == "__main__":
     options = {{k: v for k, v in SMALL.items() if k != "rows"}}
     if sys.argv[1] == "vanilla":
-        llm = LLM({str(path)!r}, additional_config={{"countersteer": {settings.to_dict()!r}}}, **options)
+        more = {{"countersteer": {settings.to_dict()!r}}}
+        llm = LLM({str(path)!r}, async_scheduling=False, additional_config=more, **options)
     else:
         load_vllm({str(path)!r}, **SMALL).close()
         print("served")
