@@ -14,19 +14,32 @@ from countersteer.statistics import contrast, holm, pair
 
 
 def contrasts(
-    arms: Mapping[str, Sequence[Outcome]], base: str, *, effects: Mapping[str, float], rng: Generators
+    arms: Mapping[str, Sequence[Outcome]],
+    base: str,
+    *,
+    effects: Mapping[str, float],
+    rng: Generators,
+    against: Mapping[str, str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Per arm and metric: difference, interval, ratio, ratio_interval, p, p_holm, pairs, status.
+    """Per arm and metric: difference, interval, ratio, ratio_interval, p, p_holm, pairs, status, against.
+
+    `against`: arms that are compared with another arm than base.
 
     status: "ok", or why something is None: "no-pairs" (no trial is valid in both), "no-data" (a side has an empty
     denominator), "zero-events" (base is 0, so there is no ratio).
     """
-    reference = {o.key: o for o in arms.get(base, ()) if o.valid}
+    references: dict[str, dict[Any, Outcome]] = {}
     found: dict[str, dict[str, Any]] = {}
     for name, outcomes in arms.items():
         if name != base:
+            other = (against or {}).get(name, base)
+            if other not in references:
+                references[other] = {o.key: o for o in arms.get(other, ()) if o.valid}
+            reference = references[other]
             both = [(o, reference[o.key]) for o in outcomes if o.valid and o.key in reference]
             found[name] = {m: _one(m, both, effects.get(m, 1.0), rng("contrast", name, m)) for m in METRICS}
+            for row in found[name].values():
+                row["against"] = other
     for metric in METRICS:
         adjusted = holm([rows[metric]["p"] for rows in found.values()])
         for rows, p in zip(found.values(), adjusted, strict=True):

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from countersteer.report.experiment_figures import compared, detectors, traced
 from countersteer.report.svg import COLOURS, draw, inline
 from countersteer.report.words import NAMES
 from countersteer.store.errors import one_line
@@ -43,12 +44,18 @@ def figures(run: RunReader, result: Mapping[str, Any]) -> list[Figure]:
         ("dose", "Dose and response", _DOSE, dose(run, result)),
         ("levels", "Strength against resistance", _LEVELS, levels(result)),
         ("strengths", "Calibrated strengths", _STRENGTHS, strengths(run)),
+        ("compared", "Every arm against what it is compared with", _COMPARED, compared(result)),
+        ("detectors", "Latents that tell a mismatched answer", _DETECTORS, detectors(result)),
+        ("traced", "Activations around the correction", _TRACED, traced(result)),
     ):
         if chart is not None:
             made.append(Figure(name, title, caption, inline(draw(chart), name, f"{title}. {caption}")))
     return made
 
 
+_COMPARED = "Paired difference in multi-attempt rate with its 95% interval; dashed is no difference."
+_DETECTORS = "The latents of highest AUC; dashed is the 95% point of the largest AUC under the permutation null."
+_TRACED = "Mean activation of the traced latents by tokens from the correction, with 95% bootstrap intervals."
 _RATES = "Share of valid responses with 95% intervals for these prompts."
 _RECOVERY = (
     "Of the responses with more than one attempt: the share whose last attempt beats the first, beside the share of"

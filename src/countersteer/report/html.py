@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from countersteer.report.figures import figures
+from countersteer.report.questions import questions
 from countersteer.report.transcripts import RULE, examples
 from countersteer.report.words import NAMES, WHY, answers, headline, limits, number, p_value, warnings
 from countersteer.store.errors import one_line
@@ -54,7 +55,7 @@ def page(run: RunReader, result: Mapping[str, Any]) -> str:
     return environment.get_template("report.html.j2").render(
         result=result,
         headline=headline(result),
-        answers=answers(result),
+        answers=[*answers(result), *questions(result)],
         warnings=warnings(result),
         figures=drawn,
         examples=examples(run),

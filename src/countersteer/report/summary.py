@@ -17,6 +17,7 @@ from countersteer.core.trial import OK
 from countersteer.report.contrasts import contrasts
 from countersteer.report.metrics import measure, zero_event_effects
 from countersteer.report.outcomes import Outcome, collect, counts, without_degraded
+from countersteer.report.questions import experiments
 from countersteer.store.reading import RunReader
 from countersteer.store.rows import PENDING
 
@@ -55,10 +56,11 @@ def summarise(run: RunReader) -> dict[str, Any]:
         left = {"valid": sum(o.valid for o in clean[name]), **rest}
         return {**facts, **metrics, "note": note, "settings": described[name], "without_degraded": left}
 
-    compared = contrasts(arms, base, effects=effects, rng=draws)
+    against = {name: arm["against"] for name, arm in described.items() if arm.get("against") in arms}
+    compared = contrasts(arms, base, effects=effects, rng=draws, against=against)
     again = compared
     if anything_degraded:
-        again = contrasts(clean, base, effects=clean_effects, rng=partial(draws, "without degraded"))
+        again = contrasts(clean, base, effects=clean_effects, rng=partial(draws, "without degraded"), against=against)
     is_organism = study.get("model") == "organism"
     return {
         "run": str(run.folder),
@@ -70,6 +72,7 @@ def summarise(run: RunReader) -> dict[str, Any]:
         "contrasts": compared,
         "contrasts_without_degraded": again,
         "calibration": calibration(run),
+        "experiments": experiments(run),
         "tokens": run.tokens(),
         "seconds": run.fact("seconds"),
         "notes": run.notes,

@@ -129,7 +129,7 @@ def _unsteered(result: Mapping[str, Any]) -> str:
     parts = []
     for name, arm in result["arms"].items():
         settings, multi = arm["settings"], arm["multi_attempt"]
-        if not settings.get("steered") and not settings.get("clamp") and multi:
+        if not any(settings.get(key) for key in ("steered", "clamp", "prefix")) and multi:
             parts.append(
                 f"In {name}, {number('esr', multi['value'])} of {multi['n']:,} responses have more than one attempt"
                 f" (95% interval {limits('esr', multi['interval'])}), and first attempts score"

@@ -64,6 +64,8 @@ async def rejudge(
         raise InputError(f"{run.folder} has no graded response to judge again")
     if judge == "offline":
         offline = OfflineJudge(references(run))
+        if offline.key == run.judge:
+            raise InputError(f"{offline.name} graded {run.folder} in the first place; name another judge")
         await _grade(run, trials, offline.key, _plain(offline), progress)
         return _record(run, offline.name, offline.key, "rules", len(trials))
     section = JudgeSection(model=judge, base_url=base_url)

@@ -1,0 +1,185 @@
+"""The questions that the experiments of a study answer, in plain words with their numbers, and the tables behind them.
+
+Arms are recognised by what they set (their settings in the run), never by their name. All of it is in the summary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from countersteer.report.agreement import agreements
+from countersteer.report.words import Said, limits, number, p_value
+from countersteer.store.reading import RunReader
+
+METRIC = "multi_attempt"
+
+
+def experiments(run: RunReader) -> dict[str, Any]:
+    """What the run found beyond its arms: detectors, random sets, trace, agreement of judges; None where not done."""
+    found = run.fact("detectors")
+    return {
+        "detectors": None if found is None else {**found, "table": found["table"][:60]},
+        "detectors_steered": run.fact("detectors_steered"),
+        "random_sets": run.fact("random_sets"),
+        "trace": run.fact("trace"),
+        "agreement": agreements(run) or None,
+    }
+
+
+def questions(result: Mapping[str, Any]) -> list[Said]:
+    """One question per experiment that the run has arms for, each with its answer."""
+    made = [
+        Said("At which strength does it resist?", _strength(result)),
+        Said("Is detection causal: does clamping the detectors reduce restarts?", _causal(result)),
+        Said("Is that more than clamping random latents does?", _random(result)),
+        Said("Are the detectors about content or about the decision to restart?", _content(result)),
+        Said("Is it detection from the text, or sustained resistance?", _sustained(result)),
+        Said("Does its own corrective text carry it back?", _corrective(result)),
+        Said("Do prompts help?", _prompts(result)),
+        Said("Does it hold for other prompts and other directions?", _elsewhere(result)),
+        Said("What do the latents do around a correction?", _trace(result)),
+        Said("Do judges agree?", _judges(result)),
+    ]
+    # each answer is empty where the run has no such arm
+    return [said for said in made if said.answer]
+
+
+def _arms(result: Mapping[str, Any], test: Any) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(n, a) for n, a in result["arms"].items() if n != result["base"] and test(a["settings"])]
+
+
+def shift(result: Mapping[str, Any], name: str, metric: str = METRIC) -> str:
+    """An arm's rate and its difference from what it is compared with: interval, pairs, p (Holm)."""
+    arm, row = result["arms"][name], result["contrasts"].get(name, {}).get(metric)
+    if not arm[metric]:
+        return f"{name}: no valid trial"
+    rate = f"{name}: {number(metric, arm[metric]['value'])} of {arm[metric]['n']:,}"
+    if not row or row["difference"] is None:
+        return f"{rate} (not paired)"
+    against = row.get("against") or result["base"]
+    facts = [f"{number(metric, row['difference'], sign=True)} {limits(metric, row['interval'])} against {against}",
+             f"{row['pairs']:,} pairs", p_value(row["p_holm"])]  # fmt: skip
+    return f"{rate} ({', '.join(f for f in facts if f)})"
+
+
+def _verdict(row: Mapping[str, Any] | None, *, falls: bool) -> str:
+    if not row or row["difference"] is None:
+        return "It cannot be said."
+    if row["p_holm"] is None or row["p_holm"] >= 0.05:
+        return "Not shown."
+    return "Yes." if (row["difference"] < 0) == falls else "No, the other way round."
+
+
+def _strength(result: Mapping[str, Any]) -> str:
+    arms = _arms(result, lambda s: "strength_sd" in s or s.get("strength_scale", 1) != 1)
+    known = [(n, a) for n, a in arms if a[METRIC]]
+    if not known:
+        return ""
+    best = max(known, key=lambda item: item[1][METRIC]["value"])
+    rows = "; ".join(
+        f"{n}: {number(METRIC, a[METRIC]['value'])} {limits(METRIC, a[METRIC]['interval'])}, first attempt"
+        f" {number('first_attempt', a['first_attempt']['value'])}"
+        for n, a in known
+    )
+    return f"Multi-attempt rate by level: {rows}. The largest is at {best[0]}; neighbouring levels may not differ."
+
+
+def _causal(result: Mapping[str, Any]) -> str:
+    arms = _arms(result, lambda s: isinstance(s.get("clamp_rule"), str))
+    if not arms:
+        return ""
+    row = result["contrasts"].get(arms[0][0], {}).get(METRIC)
+    return f"{_verdict(row, falls=True)} Multi-attempt rate: {'; '.join(shift(result, n) for n, _ in arms)}."
+
+
+def _random(result: Mapping[str, Any]) -> str:
+    arms = _arms(result, lambda s: isinstance(s.get("clamp_rule"), Mapping))
+    known = [(n, a) for n, a in arms if a[METRIC]]
+    if not known:
+        return ""
+    rates = [a[METRIC]["value"] for _, a in known]
+    span = f"between {number(METRIC, min(rates))} and {number(METRIC, max(rates))}"
+    own = [a[METRIC]["value"] for _, a in _arms(result, lambda s: isinstance(s.get("clamp_rule"), str)) if a[METRIC]]
+    verdict = ""
+    if own:
+        verdict = "Below all of them. " if own[0] < min(rates) else "No: it lies within or above the random sets. "
+    listed = "; ".join(shift(result, n) for n, _ in known)
+    return f"{verdict}{len(known)} random sets lie {span}: {listed}. Sets are rows, not more trials of one arm."
+
+
+def _content(result: Mapping[str, Any]) -> str:
+    found = result["experiments"]["detectors_steered"]
+    if not found:
+        return ""
+    counts = f"{found['restarts']:,} steered responses with a restart and {found['single']:,} without"
+    if found["status"] != "ok":
+        return f"Too few to say: {counts}."
+    more = [r for r in found["rows"] if r["p_holm"] is not None and r["p_holm"] < 0.05 and r["auc"] > 0.5]
+    middle = sorted(r["auc"] for r in found["rows"])[len(found["rows"]) // 2]
+    return (
+        f"Over {counts}, {len(more)} of {len(found['rows'])} detectors are more active with a restart (Mann-Whitney,"
+        f" Holm, 5%; median AUC {middle:.2f}). Those that are not fire on off-topic text whether it is noticed or not."
+    )
+
+
+def _sustained(result: Mapping[str, Any]) -> str:
+    arms = _arms(result, lambda s: isinstance(s.get("prefix"), Mapping) and s["prefix"]["part"] != "corrective"
+                 and not s["prefix"].get("matched"))  # fmt: skip
+    if not arms:
+        return ""
+    parts = []
+    for name, arm in arms:
+        how = "steered" if arm["settings"]["steered"] else "unsteered"
+        rate = arm["improvement"]
+        better = f", of which {number('esr', rate['value'])} end better" if rate else ""
+        parts.append(f"{how} continuation of the same text, {shift(result, name)}{better}")
+    return (
+        f"{'; '.join(parts)}. Restarts of the unsteered model on steered text are detection from the text alone; what"
+        " the steered model lacks against it is what steering suppresses."
+    )
+
+
+def _corrective(result: Mapping[str, Any]) -> str:
+    arms = _arms(result, lambda s: isinstance(s.get("prefix"), Mapping)
+                 and (s["prefix"]["part"] == "corrective" or s["prefix"].get("matched")))  # fmt: skip
+    known = [(n, a) for n, a in arms if a["first_attempt"]]
+    if not known:
+        return ""
+    told = "; ".join(
+        f"{n}: score {number('first_attempt', a['first_attempt']['value'])}"
+        f" {limits('first_attempt', a['first_attempt']['interval'])} of {a['valid']:,}"
+        for n, a in known
+    )
+    return f"Under steering, from a prefix of the same length: {told}."
+
+
+def _prompts(result: Mapping[str, Any]) -> str:
+    arms = _arms(result, lambda s: s.get("suffix") and s.get("steered") and not s.get("recalibrate"))
+    return f"Multi-attempt rate: {'; '.join(shift(result, n) for n, _ in arms)}." if arms else ""
+
+
+def _elsewhere(result: Mapping[str, Any]) -> str:
+    arms = _arms(result, lambda s: s.get("prompts") or s.get("directions"))
+    return f"Multi-attempt rate: {'; '.join(shift(result, n) for n, _ in arms)}." if arms else ""
+
+
+def _trace(result: Mapping[str, Any]) -> str:
+    found = result["experiments"]["trace"]
+    return str(found["sentence"]) if found else ""
+
+
+def _judges(result: Mapping[str, Any]) -> str:
+    parts = []
+    for found in result["experiments"]["agreement"] or []:
+        multi = found["multi_attempt"]
+        kappa = multi["kappa"]
+        text = f"{found['judge']}: raw agreement on multi-attempt {number('esr', multi['raw']['value'])}"
+        if kappa["value"] is None:
+            text += ", kappa undefined (one label only)"
+        else:
+            low_high = kappa["interval"]
+            interval = f" [{low_high[0]:.2f}, {low_high[1]:.2f}]" if low_high else ""
+            text += f", kappa {kappa['value']:.2f}{interval}"
+        parts.append(f"{text}, n = {found['n']:,}, {found['disagreements']} to look at")
+    return f"{'; '.join(parts)}. Raw agreement is inflated where restarts are rare." if parts else ""
