@@ -92,36 +92,45 @@ def test_a_second_process_is_refused_with_the_first_ones_number_and_what_to_do(t
     assert out.strip() == "finished", err
 
 
-def test_a_full_disk_stops_with_one_line_and_nothing_finished_is_lost(tmp_path: Path) -> None:
+def test_a_full_disk_stops_with_one_line_and_nothing_finished_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SQLite's own page limit stands for the disk: the same error, at a place of our choosing."""
+    import countersteer.store.run as module
+
     folder = tmp_path
-    path = world.study(folder, arms=ARMS)
-    loaded = spec.load(path)
+    loaded = spec.load(world.study(folder, arms=ARMS))
     out = folder / "run"
+    with runner.run_study(loaded, folder / "whole", tools=lambda _: world.tools(folder / "sae")):
+        pass
+    Run.create(folder / "blank", "", {}).close()
+    sizes = [pages(folder / name / "run.db") for name in ("blank", "whole")]
+    limit = sum(sizes) // 2
+    assert sizes[0] < limit < sizes[1]
     original = database.connect
 
     def small(where: Path, *, write: bool) -> sqlite3.Connection:
         connection = original(where, write=write)
         if write:
-            pages = connection.execute("PRAGMA page_count").fetchone()[0]
-            connection.execute(f"PRAGMA max_page_count = {pages + 45}")
+            connection.execute(f"PRAGMA max_page_count = {limit}")
         return connection
 
-    import countersteer.store.run as module
-
-    patch = pytest.MonkeyPatch()
-    patch.setattr(module, "connect", small)
-    with pytest.raises(StoreError, match="the disk is full; free some space and run the same command again") as caught:
-        runner.run_study(loaded, out, tools=lambda _: world.tools(folder / "sae"))
-    patch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "connect", small)
+        with pytest.raises(StoreError, match="the disk is full; free some space and run the same command") as caught:
+            runner.run_study(loaded, out, tools=lambda _: world.tools(folder / "sae"))
     assert "\n" not in str(caught.value)
     with Run.open(out) as run:
         kept = run.tokens()["generated"]
+        assert not run.finished
     with runner.run_study(loaded, out, tools=lambda _: world.tools(folder / "sae")) as run:
         assert run.finished and run.tokens()["generated"] >= kept
-    with runner.run_study(loaded, folder / "whole", tools=lambda _: world.tools(folder / "sae")):
-        pass
     assert exported(out, tmp_path / "a") == exported(folder / "whole", tmp_path / "b")
+
+
+def pages(file: Path) -> int:
+    with sqlite3.connect(file) as db:
+        return int(db.execute("PRAGMA page_count").fetchone()[0])
 
 
 def test_a_clock_that_goes_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
