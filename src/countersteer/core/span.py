@@ -9,6 +9,11 @@ counts as prompt: it is given, not generated):
     generation   P-1 ..    every position that decides a generated token
     from(n)      n ..
     until(n)     0 .. n-1
+    until(restart), from(restart)
+                 before / from the token after the first restart phrase that the response completes (core/restart.py)
+
+The last two follow the text as it is generated, so only the embedded engine has them; the cache stays as it was
+steered. Without a restart until(restart) is all and from(restart) holds nothing, which is a result, not a no-op.
 
 The first generated token is decided at position P-1, a *prompt* position: under `response` it is untouched.
 """
@@ -27,14 +32,22 @@ END = 1 << 40
 
 @dataclass(frozen=True)
 class Span:
-    """A set of token positions, decided by the length of the prompt. `n` belongs to `from` and `until` only."""
+    """A set of token positions, decided by the length of the prompt. `n` belongs to `from` and `until` only.
+
+    `restart`: the position is where the response restarts, in place of `n`.
+    """
 
     kind: str = "all"
     n: int | None = None
+    restart: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
             raise InputError(f"unknown span {self.kind!r}{nearest(self.kind, _KINDS)}; known: {', '.join(_KINDS)}")
+        if self.restart:
+            if self.kind not in ("from", "until") or self.n is not None:
+                raise InputError("a span that follows a restart is until(restart) or from(restart)")
+            return
         if (self.n is not None) != (self.kind in ("from", "until")):
             raise InputError(f"span {self.kind!r} {'needs' if self.n is None else 'takes no'} position")
         if self.n is not None and self.n < 0:
@@ -43,6 +56,8 @@ class Span:
             raise InputError("span until(0) is empty: it would edit nothing; give a position >= 1")
 
     def __str__(self) -> str:
+        if self.restart:
+            return f"{self.kind}(restart)"
         return self.kind if self.n is None else f"{self.kind}({self.n})"
 
     @classmethod
@@ -53,13 +68,21 @@ class Span:
         if not isinstance(value, str):
             raise InputError(f"a span is a text such as 'response' or 'from(12)', got {value!r}")
         text = value.strip()
-        if re.fullmatch(r"(from|until)\(\s*[\"']?restart[\"']?\s*\)", text):
-            raise RefusedError(f"span {text}", "spans that follow the text are not part of this version", "from(n)")
+        follows = re.fullmatch(r"(from|until)\(\s*[\"']?restart[\"']?\s*\)", text)
+        if follows:
+            return cls(follows[1], restart=True)
         match = re.fullmatch(r"(\w+)\(\s*(\d+)\s*\)", text)
         return cls(match[1], int(match[2])) if match else cls(text)
 
     def bounds(self, prompt_tokens: int) -> tuple[int, int]:
-        """[start, stop) in positions, for a prompt of `prompt_tokens` tokens; an open end is `END`."""
+        """[start, stop) in positions, for a prompt of `prompt_tokens` tokens; an open end is `END`.
+
+        Raises RefusedError for a span that follows the text: what calls this cannot know where it turns.
+        """
+        if self.restart:
+            raise RefusedError(
+                f"span {self}", "only the embedded engine's generation follows the text", "until(n) or from(n)"
+            )
         if self.kind == "prompt":
             return 0, prompt_tokens
         if self.kind == "response":
@@ -71,6 +94,13 @@ class Span:
         if self.kind == "until":
             return 0, self.n or 0
         return 0, END
+
+    def turning(self, prompt_tokens: int, turn: int | None) -> tuple[int, int]:
+        """As `bounds`, where the response has restarted at position `turn` (None: not yet)."""
+        if not self.restart:
+            return self.bounds(prompt_tokens)
+        at = END if turn is None else turn
+        return (0, at) if self.kind == "until" else (at, END)
 
     @property
     def needs_prompt(self) -> bool:
@@ -87,7 +117,7 @@ class Span:
         for a, b in ((self, other), (other, self)):
             if a.kind == "prompt" and b.kind == "response":
                 return True
-            if a.kind == "until" and b.kind == "from" and (a.n or 0) <= (b.n or 0):
+            if a.kind == "until" and b.kind == "from" and a.restart == b.restart and (a.n or 0) <= (b.n or 0):
                 return True
         return False
 

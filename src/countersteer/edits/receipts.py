@@ -17,6 +17,8 @@ def no_op(intervention: Intervention, receipt: Receipt, *, prompt_tokens: int, t
     `tokens` is the number of positions that were computed (the last generated token is never read back).
     """
     for edit in intervention.edits:
+        if edit.span.restart:
+            continue
         if edit.span.count(prompt_tokens, tokens) == 0:
             return (
                 f"{edit.method} at {edit.site} edited nothing: its span {edit.span} held none of the {tokens} "
@@ -24,7 +26,7 @@ def no_op(intervention: Intervention, receipt: Receipt, *, prompt_tokens: int, t
             )
     changed = {layer.site: layer.tokens_changed for layer in receipt.layers}
     for edit in intervention.edits:
-        if not edit.conditional and not changed.get(str(edit.site)):
+        if not edit.conditional and not edit.span.restart and not changed.get(str(edit.site)):
             return (
                 f"{edit.method} at {edit.site} changed no token although it is unconditional: the write is zero or "
                 "is lost in rounding to the model's dtype; raise the strength"

@@ -8,7 +8,7 @@ matrix products per layer. Receipts are accumulated in the same pass, on the ten
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -131,6 +131,11 @@ class _Entry:
     edits: tuple[Edit, ...]
     rows: tuple[tuple[int, Tensor], ...]
     prompt_tokens: int
+    turn: int | None = None
+
+    def bounds(self, edit: Edit) -> tuple[int, int]:
+        """The positions that an edit covers as far as the text is known."""
+        return edit.span.turning(self.prompt_tokens, self.turn)
 
 
 class RowTable:
@@ -165,10 +170,21 @@ class RowTable:
             if stage is None:
                 stage = _Stage(self.slots, self.d_model, self.dtype, self.device)
                 self.stages = dict(sorted({**self.stages, edit.order: stage}.items()))
-            rows.append((edit.order, stage.hold(edit, slot, edit.span.bounds(prompt_tokens))))
+            rows.append((edit.order, stage.hold(edit, slot, edit.span.turning(prompt_tokens, None))))
         self.entries[slot] = _Entry(here, tuple(rows), prompt_tokens)
         for total in (self.seen, self.changed, self.relative_sum, self.relative_max, self.missed):
             total[slot] = 0
+
+    def turn(self, slot: int, position: int) -> None:
+        """The slot's response has restarted: its spans that follow the text turn at `position`."""
+        entry = self.entries.get(slot)
+        if entry is None or entry.turn is not None:
+            return
+        self.entries[slot] = entry = replace(entry, turn=position)
+        for edit, (order, rows) in zip(entry.edits, entry.rows, strict=True):
+            if edit.span.restart:
+                stage = self.stages[order]
+                stage.start[slot, rows], stage.stop[slot, rows] = entry.bounds(edit)
 
     def remove(self, slot: int) -> None:
         """Take a slot's edits away."""
@@ -231,14 +247,14 @@ class RowTable:
         entry = self.entries.get(slot)
         if entry is None:
             return None
-        union = _union([e.span.bounds(entry.prompt_tokens) for e in entry.edits], tokens)
+        union = _union([entry.bounds(e) for e in entry.edits], tokens)
         spread = sum(stop - max(start, 1) for start, stop in union if stop > max(start, 1))
         before: list[float] = []
         after: list[float] = []
         for edit, (order, rows) in zip(entry.edits, entry.rows, strict=True):
             if edit.read is None:
                 continue
-            start, stop = edit.span.bounds(entry.prompt_tokens)
+            start, stop = entry.bounds(edit)
             count = max(min(stop, tokens) - max(start, 1), 0)
             stage = self.stages[order]
             scale = 1.0 / count if count else math.nan

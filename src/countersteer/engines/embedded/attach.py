@@ -237,6 +237,9 @@ def attach(model: Any, intervention: Intervention) -> Attachment:
     The model's layers are verified on entry. On exit every hook is removed, whatever happened, and an intervention that
     changed nothing where it had to raises NoOpError. Raises InputError and RefusedError before anything is generated.
     """
+    for edit in intervention.edits:
+        if edit.span.restart:
+            edit.span.bounds(0)  # refused by name: a hook does not see the text
     return Attachment(model, intervention)
 
 

@@ -106,6 +106,8 @@ class EmbeddedEngine:
                 raise InputError(f"an intervention is made by cs.add, cs.clamp, ...; got {type(steer).__name__}")
             for edit in steer.edits:
                 self._check_site(f"edit {edit.method}", edit.site, edit.d_model)
+                if edit.span.restart and self.model.tokenizer is None:
+                    raise InputError(f"span {edit.span} needs a tokenizer, and this model has none")
             if steer.gate is not None:
                 self._check_site("the gate", steer.gate.site, steer.gate.direction.shape[1])
         if request.readouts is not None:

@@ -25,6 +25,8 @@ class Flight:
     slot: int = -1
     gated_off: bool = False
     cancelled: bool = False
+    turns: bool = False
+    """Whether a span follows the text and no restart was seen yet."""
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -47,6 +47,11 @@ class SteeringHooks:
                 self._hook(layer)
             table.install(slot, edits, prompt_tokens)
 
+    def turn(self, slot: int, position: int) -> None:
+        """The slot's response has restarted: spans that follow the text turn at `position`."""
+        for table in self.tables.values():
+            table.turn(slot, position)
+
     def read(self, slot: int, groups: Iterable[ReadRows]) -> None:
         """Record readouts for a slot; `collect` returns their columns in the order of `groups`."""
         for column, rows in enumerate(groups):

@@ -17,6 +17,7 @@ import torch
 
 from countersteer.core.errors import EngineError, NoOpError
 from countersteer.core.request import Chunk, Completion, Receipt
+from countersteer.core.restart import TAIL, completes
 from countersteer.edits.receipts import no_op
 from countersteer.edits.vectors import read_rows
 from countersteer.engines.embedded.batch import Batch
@@ -174,6 +175,7 @@ class Loop:
                 flight.notes.append(f"gate {'closed' if flight.gated_off else 'open'}")
             if not flight.gated_off:
                 self.hooks.install(flight.slot, intervention.edits, len(flight.prompt))
+                flight.turns = any(edit.span.restart for edit in intervention.edits)
         if flight.request.readouts is not None:
             self.hooks.read(flight.slot, read_rows(flight.request.readouts))
 
@@ -217,6 +219,8 @@ class Loop:
                 done.append((flight, OVERFLOW))
                 continue
             flight.generated.append(token)
+            if flight.turns:
+                self._watch(flight)
             piece, over = "", token in self.ends
             if flight.on_chunk is not None or flight.request.sampling.stop:
                 piece = "" if over else flight.text.push(token)
@@ -231,6 +235,14 @@ class Loop:
                 flight.fail(EngineError(OVERFLOW))
             else:
                 self._complete(flight, reason)
+
+    def _watch(self, flight: Flight) -> None:
+        """Turn the spans that follow the text once a restart phrase is complete: from the next token on."""
+        tail = flight.generated[-TAIL:]
+        if completes(self.model.tokenizer.decode(tail, skip_special_tokens=True, clean_up_tokenization_spaces=False)):
+            flight.turns = False
+            self.hooks.turn(flight.slot, flight.position + 1)
+            flight.notes.append(f"restart complete at position {flight.position}")
 
     def _complete(self, flight: Flight, reason: str) -> None:
         for token in flight.generated if not flight.text.tokens else ():

@@ -43,6 +43,8 @@ def pieces_of(intervention: Intervention | None, reads: Sequence[ReadRows] = ())
         here = [e for e in intervention.edits if e.site.layer == layer]
         steps = sorted({e.order for e in here})
         for edit in here:
+            if edit.span.restart:
+                edit.span.bounds(0)  # refused by name: only the embedded engine follows the text
             stage, key = steps.index(edit.order), edit.on("all").fingerprint
             again = times[layer, stage, key]
             times[layer, stage, key] += 1
