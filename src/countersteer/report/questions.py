@@ -35,6 +35,7 @@ def questions(result: Mapping[str, Any]) -> list[Said]:
         Said("Is that more than clamping random latents does?", _random(result)),
         Said("Are the detectors about content or about the decision to restart?", _content(result)),
         Said("Is it detection from the text, or sustained resistance?", _sustained(result)),
+        Said("What if steering stops, or begins, at the first restart?", _turned(result)),
         Said("Does its own corrective text carry it back?", _corrective(result)),
         Said("Do prompts help?", _prompts(result)),
         Said("Does it hold for other prompts and other directions?", _elsewhere(result)),
@@ -138,6 +139,15 @@ def _sustained(result: Mapping[str, Any]) -> str:
         f"{'; '.join(parts)}. Restarts of the unsteered model on steered text are detection from the text alone; what"
         " the steered model lacks against it is what steering suppresses."
     )
+
+
+def _turned(result: Mapping[str, Any]) -> str:
+    parts = []
+    for name, arm in _arms(result, lambda s: "(restart)" in str(s.get("span"))):
+        rate = arm["improvement"]
+        better = f", of which {number('esr', rate['value'])} of {rate['n']:,} end better" if rate else ""
+        parts.append(f"span {arm['settings']['span']}, {shift(result, name)}{better}")
+    return f"{'; '.join(parts)}." if parts else ""
 
 
 def _corrective(result: Mapping[str, Any]) -> str:
