@@ -72,11 +72,11 @@ def test_fifty_kills_in_two_thousand_trials_change_nothing(tmp_path: Path) -> No
     draw = random.Random(5)
     stored = []
     for _ in range(50):
-        child = forked(path, tmp_path / "killed", delay=0.3)
+        child = forked(path, tmp_path / "killed", delay=0.4)
         until = time.monotonic() + 60
         while holder(tmp_path / "killed") != child and time.monotonic() < until:
             time.sleep(0.01)
-        time.sleep(draw.uniform(0, 1.0))
+        time.sleep(draw.uniform(0, 2.0))
         os.kill(child, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "it finished before it was killed fifty times: work more slowly"
         stored.append(sum(file.stat().st_size for file in (tmp_path / "killed").iterdir()))
