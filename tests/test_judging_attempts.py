@@ -45,9 +45,10 @@ def test_responses_the_rules_were_written_on_are_split_where_people_split_them()
     assert exact / len(rows) >= 0.98
 
 
-def test_wording_the_rules_were_not_written_on_does_not_get_worse() -> None:
-    """A floor under what was measured (0.87), not the goal (0.95): see docs/judging.md."""
-    assert f1(labelled("test")) >= 0.85
+def test_wording_nobody_fitted_on_does_not_get_worse() -> None:
+    """A floor under what was measured (0.84), not the goal (0.95): see docs/judging.md."""
+    path = RESTARTS.with_name("restarts_fresh.jsonl")
+    assert f1([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]) >= 0.82
 
 
 @pytest.mark.parametrize(

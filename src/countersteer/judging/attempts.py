@@ -1,9 +1,10 @@
 """Where a response abandons what it wrote and begins again: attempts, by explicit restart language.
 
-A response is cut into pieces (`prose.py`), each piece is weighed (`evidence.py`), and neighbouring pieces with
-evidence are taken together. Two points open a new attempt at the first character of the restart language, unless
-nothing precedes it (a leading "I'll try again" opens no empty attempt) or nothing follows it. Elaboration, repetition
-and drift without such language open none ("explicit" restarts: ESR, arXiv 2602.06941).
+A response is cut into pieces (`prose.py`), each piece is weighed by rules (`evidence.py`) and then by a small fitted
+model that sees the rules' evidence, classes of words and discourse (`observed.py`, `restart_model.py`). Neighbouring
+pieces are taken together, and open a new attempt at the first character of the restart language, unless nothing
+precedes it (a leading "I'll try again" opens no empty attempt) or nothing follows it. Elaboration, repetition and
+drift without such language open none ("explicit" restarts: ESR, arXiv 2602.06941).
 """
 
 from __future__ import annotations
@@ -11,15 +12,21 @@ from __future__ import annotations
 import re
 
 from countersteer.judging import setting, voice
-from countersteer.judging.evidence import WORD, Evidence, weigh
-from countersteer.judging.prose import Piece, mask, normal, pieces
+from countersteer.judging.evidence import WORD
+from countersteer.judging.observed import Observation, Observed, observe
+from countersteer.judging.prose import Piece
+from countersteer.judging.restart_model import RestartModel, shipped
 
-VERSION = 1
+VERSION = 2
 """Changes whenever the same text may be split differently."""
 
-_ENOUGH = 2.0
-_BEFORE = 180
 _GAP = 60
+_LESS = 0.7
+_LONG = 100
+_UNPROMPTED = 2.0
+"""Where no prompt is known, what the rules accept counts for more."""
+_SHORT = 70
+_PAUSE = re.compile(r"[,;:—–]\s")
 _BREAK_WORD = re.compile(
     r"(?:wait|no|nope|sorry|hang|hold|oops|whoops|scratch|strike|scrap|apolog|pardon|stop|h+m+\b|"
     r"ugh|argh|forget|never)",
@@ -38,7 +45,7 @@ _OPENER = re.compile(
     re.IGNORECASE,
 )
 
-_Run = list[tuple[Piece, Evidence]]
+_Run = list[Observed]
 
 
 def _leads(lead: str, body: str) -> bool:
@@ -51,77 +58,95 @@ def _leads(lead: str, body: str) -> bool:
 
 def _start(text: str, run: _Run, lead: Piece | None) -> int:
     """Where the restart language of a run begins; `lead` is the piece before it."""
-    piece, evidence = run[0]
-    front = text[piece.start : evidence.first]
-    if len(WORD.findall(front)) > 1 and not _OPENER.match(front):
-        return evidence.first
+    piece, evidence = run[0].piece, run[0].evidence
+    if evidence.weight > 0:
+        front = text[piece.start : evidence.first]
+        if len(WORD.findall(front)) > 1 and not _OPENER.match(front):
+            return evidence.first
     same = lead is not None and lead.sentence == piece.sentence
     if lead is not None and same and _leads(text[lead.start : piece.start], text[piece.start : piece.end]):
         return lead.start
     return piece.start
 
 
-def _enough(response: str, run: _Run, prompt: str | None, *, inside: bool) -> bool:
-    """Whether a run of pieces is a restart; `inside`: it lies in a letter or story written on request."""
-    total = sum(evidence.weight for _, evidence in run)
-    if inside and total < _ENOUGH + (0.0 if any(evidence.own for _, evidence in run) else 2.0):
-        return False
-    if total >= _ENOUGH:
-        return True
-    cued = any(evidence.cued for _, evidence in run)
-    return cued and setting.turns(response, run[0][0].start, run[-1][1].last, prompt)
+def _stop(text: str, place: Observed) -> int:
+    """Where the restart language of a run ends whose last piece is `place`."""
+    if place.evidence.weight > 0:
+        return place.evidence.last
+    piece = place.piece
+    pause = _PAUSE.search(text, piece.start + 12, piece.end) if piece.end - piece.start > _LONG else None
+    return pause.start() if pause else piece.end
 
 
-def _runs(response: str, text: str, prompt: str | None) -> list[tuple[_Run, Piece | None]]:
-    """Neighbouring pieces with evidence, each run with the piece before it."""
+def _runs(seen: Observation, model: RestartModel) -> list[tuple[_Run, Piece | None]]:
+    """Neighbouring pieces that speak for a restart, where one of them is enough; each run with the piece before it.
+
+    A piece that is likely but not enough by itself may open a run, never prolong one.
+    """
     runs: list[tuple[_Run, Piece | None]] = []
-    run: _Run = []
-    lead = previous = None
-    for piece in pieces(text):
-        carried = bool(run) and run[-1][1].pure
-        evidence = weigh(text, piece, text[max(0, piece.start - _BEFORE) : piece.start], carried=carried)
-        if evidence.hint and prompt and evidence.weight < _ENOUGH:
-            since = run[0][0].start if run else piece.start
-            if setting.turns_sharply(response, since, piece.end, prompt):
-                evidence = Evidence(_ENOUGH, first=piece.start, last=piece.end, cued=True)
-        if evidence.weight > 0:
-            lead = lead if run else previous
-            run.append((piece, evidence))
-        elif run and WORD.search(text, piece.start, piece.end):
-            runs.append((run, lead))
+    run: list[tuple[float, Observed]] = []
+    enough, likely = model.threshold, model.threshold - _LESS
+    lead: Piece | None = None
+    previous: Piece | None = None
+
+    def _may_lead(piece: Piece) -> bool:
+        return piece.end - piece.start <= _SHORT and piece is not seen.places[0].piece
+
+    def close() -> None:
+        best = next((k for k, (logit, _) in enumerate(run) if logit >= enough), None)
+        if best is None:
+            return
+        first, last = best, best + 1
+        while first and run[first - 1][0] >= likely and _may_lead(run[first - 1][1].piece):
+            first -= 1
+        while last < len(run) and (run[last][1].evidence.weight > 0 or run[last][0] >= enough):
+            last += 1
+        runs.append(([place for _, place in run[first:last]], run[first - 1][1].piece if first else lead))
+
+    for place in seen.places:
+        logit = model.logit(place.names) + (_UNPROMPTED if place.accepted and not seen.prompted else 0.0)
+        if place.evidence.weight > 0 or logit >= likely:
+            if not run:
+                lead = previous
+            run.append((logit, place))
+        else:
+            close()
             run = []
-        previous = piece
-    return [*runs, (run, lead)] if run else runs
+        previous = place.piece
+    close()
+    return runs
 
 
-def find_restarts(response: str, prompt: str | None = None) -> list[tuple[int, int]]:
-    """Each restart as (its first character, the end of its language), in order; see `split_attempts`."""
-    text = mask(normal(response))
-    letters = setting.letters(text)
-    composed = setting.composed(prompt)
+def restarts_among(response: str, seen: Observation, model: RestartModel) -> list[tuple[int, int]]:
+    """Each restart of an observed response as (its first character, the end of its language), in order."""
+    text = seen.text
     found: list[tuple[int, int]] = []
-    for run, lead in _runs(response, text, prompt):
-        at = run[0][0].start
-        if not _enough(response, run, prompt, inside=composed or any(a <= at < b for a, b in letters)):
-            continue
-        start, stop = _start(text, run, lead), run[-1][1].last
-        if setting.polite(response[: min(start, 500)]) or not WORD.search(response, 0, start):
+    last_word = max((m.end() for m in WORD.finditer(response, max(0, len(text) - 4000))), default=len(text))
+    for run, lead in _runs(seen, model):
+        start = _start(text, run, lead)
+        while len(run) > 1 and run[-1].evidence.weight <= 0 and _stop(text, run[-1]) >= last_word:
+            run = run[:-1]
+        stop = min(_stop(text, run[-1]), last_word)
+        if stop == last_word or setting.polite(response[: min(start, 500)]) or not WORD.search(response, 0, start):
             continue
         if found and _merges(text, found[-1][1], start, run):
             found[-1] = (found[-1][0], stop)
         else:
             found.append((start, stop))
-    last_word = max((m.end() for m in WORD.finditer(response, max(0, len(text) - 4000))), default=len(text))
-    return [(a, b) for a, b in found if b < last_word]
+    return found
 
 
 def _merges(text: str, previous: int, start: int, run: _Run) -> bool:
     """Whether restart language so soon after the last belongs to the same restart."""
     between = text[previous:start]
-    words = len(WORD.findall(between))
-    if words <= 2:
+    if len(WORD.findall(between)) <= 2:
         return True
-    return all(evidence.resumes for _, evidence in run) and len(between) <= _GAP and "\n\n" not in between
+    return all(place.evidence.resumes for place in run) and len(between) <= _GAP and "\n\n" not in between
+
+
+def find_restarts(response: str, prompt: str | None = None) -> list[tuple[int, int]]:
+    """Each restart as (its first character, the end of its language), in order; see `split_attempts`."""
+    return restarts_among(response, observe(response, prompt), shipped())
 
 
 def split_attempts(response: str, *, prompt: str | None = None) -> list[tuple[int, int, str | None]]:
