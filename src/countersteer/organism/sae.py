@@ -31,7 +31,7 @@ LABEL_FIELDS = ("index", "label", "concreteness", "topic", "specificity", "firin
 
 @dataclass(frozen=True)
 class SaeRecipe:
-    """Everything that decides an SAE: where it reads, its size, mean active latents per token ``k``, and its training."""
+    """Everything that decides an SAE: where it reads, its size, active latents per token ``k``, and its training."""
 
     seed: int = 0
     layer: int = 3
