@@ -13,11 +13,12 @@ import re
 
 from countersteer.judging import setting, voice
 from countersteer.judging.evidence import WORD
+from countersteer.judging.lexicon import VOICED
 from countersteer.judging.observed import Observation, Observed, observe
 from countersteer.judging.prose import Piece
 from countersteer.judging.restart_model import RestartModel, shipped
 
-VERSION = 2
+VERSION = 3
 """Changes whenever the same text may be split differently."""
 
 _GAP = 60
@@ -44,6 +45,9 @@ _OPENER = re.compile(
     r"anyway)\b",
     re.IGNORECASE,
 )
+
+_SPOKEN = frozenset(f"t:{name}" for name in VOICED)
+"""A piece that the rules do not know needs the writer's own voice: an ordinary step never opens an attempt."""
 
 _Run = list[Observed]
 
@@ -104,6 +108,10 @@ def _runs(seen: Observation, model: RestartModel) -> list[tuple[_Run, Piece | No
         runs.append(([place for _, place in run[first:last]], run[first - 1][1].piece if first else lead))
 
     for place in seen.places:
+        if place.evidence.weight <= 0 and not _SPOKEN.intersection(place.names):
+            close()
+            run, previous = [], place.piece
+            continue
         logit = model.logit(place.names) + (_UNPROMPTED if place.accepted and not seen.prompted else 0.0)
         if place.evidence.weight > 0 or logit >= likely:
             if not run:
