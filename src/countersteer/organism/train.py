@@ -83,7 +83,7 @@ def run(recipe: Recipe, out: Path, *, threads: int = 1, progress: Progress | Non
             group["lr"] = recipe.learning_rate * _schedule(step, recipe)
         loss = _loss(model, batch)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())
