@@ -13,9 +13,7 @@ def said(folder: Path, *, ablated: float, random: float) -> dict[str, str]:
     """A run of 40 latents x 2: base restarts always, the other arms on a share of the latents."""
 
     def arm(share: float) -> list[planted.T]:
-        return [
-            planted.T(k, p, (20.0, 80.0) if k < share * 40 else (20.0,)) for k in range(40) for p in ("p0", "p1")
-        ]
+        return [planted.T(k, p, (20.0, 80.0) if k < share * 40 else (20.0,)) for k in range(40) for p in ("p0", "p1")]
 
     settings = {
         "cut": {"clamp": [1], "clamp_rule": "detectors"},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -258,7 +258,7 @@ def test_more_random_latents_than_fire_and_shards_of_waiting_arms_are_refused(tm
     loaded, given = make(tmp_path, arms=arms)
     with pytest.raises(InputError, match="3 random sets of 5 latents need 15"):
         runner.run_study(loaded, tmp_path / "run", tools=lambda _: given)
-    with pytest.raises(RefusedError, match="random@set1.*need the whole of other arms"):
+    with pytest.raises(RefusedError, match=r"random@set1.*need the whole of other arms"):
         runner.run_study(loaded, tmp_path / "sharded", tools=lambda _: given, shard=(1, 2))
 
 
@@ -283,7 +283,7 @@ def test_a_prefix_ends_at_a_word_and_before_the_first_restart() -> None:
 
     class Source:
         status, text = "ok", "One two. Wait, no. Three four."
-        grade = {"attempts": [{"start": 0, "end": 9}, {"start": 9, "end": 30}]}
+        grade: ClassVar = {"attempts": [{"start": 0, "end": 9}, {"start": 9, "end": 30}]}
 
     assert prefix_of(PrefixRule(of="base", chars=100), Source()) == "One two."
     assert prefix_of(PrefixRule(of="base", part="corrective", chars=12), Source()) == "Wait, no."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ D = 4
 class FakeSae:
     """Two latents that read the first two coordinates."""
 
-    labels = {0: "cats", 1: "dogs"}
+    labels: ClassVar = {0: "cats", 1: "dogs"}
 
     def latents(self, chosen: list[int]) -> Latents:
         eye = np.eye(D, dtype=np.float32)

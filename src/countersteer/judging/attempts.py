@@ -46,7 +46,7 @@ _OPENER = re.compile(
     re.IGNORECASE,
 )
 
-_SPOKEN = frozenset(f"t:{name}" for name in VOICED)
+_SPOKEN = frozenset(f"t:{name}" for name in VOICED - {"DRIFT"})
 """A piece that the rules do not know needs the writer's own voice: an ordinary step never opens an attempt."""
 
 _Run = list[Observed]

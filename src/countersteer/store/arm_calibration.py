@@ -66,9 +66,7 @@ class ArmCalibration:
     def add_answer(self, answer: Answer) -> None:
         """Record one answer."""
         marks = ", ".join("?" * 10)
-        self._run._many(
-            f"INSERT OR IGNORE INTO arm_calibration VALUES ({marks})", [(self.arm, *vars(answer).values())]
-        )
+        self._run._many(f"INSERT OR IGNORE INTO arm_calibration VALUES ({marks})", [(self.arm, *vars(answer).values())])
 
     def freeze_calibration(self, artefact: dict[str, Any] | None, latents: Iterable[LatentRow]) -> None:
         """Record the artefact and the arm's strengths, at once."""

@@ -61,7 +61,7 @@ async def trace(
     if name not in run.arms():
         raise InputError(f"there is no arm {name!r} in {run.folder}; it has {', '.join(run.arms())}")
     if not latents:
-        raise InputError("a trace needs at least one latent; run the study with clamp = \"detectors\", or name some")
+        raise InputError('a trace needs at least one latent; run the study with clamp = "detectors", or name some')
     seed = int(run.header.get("settings", {}).get("study", {}).get("seed", 0))
     trials = list(run.trials(name))
     found = episodes(trials)[:most]

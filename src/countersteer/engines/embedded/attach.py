@@ -67,6 +67,8 @@ class Attachment:
         self.layers = find_layers(model)
         self.d_model = int(text_config(model).hidden_size)
         for edit in intervention.edits:
+            if edit.span.restart:
+                edit.span.bounds(0)  # refused by name: a hook does not see the text
             if edit.site.layer >= len(self.layers):
                 last = len(self.layers) - 1
                 raise InputError(f"edit {edit.method} is at layer {edit.site.layer}, the model has layers 0..{last}")
@@ -237,9 +239,6 @@ def attach(model: Any, intervention: Intervention) -> Attachment:
     The model's layers are verified on entry. On exit every hook is removed, whatever happened, and an intervention that
     changed nothing where it had to raises NoOpError. Raises InputError and RefusedError before anything is generated.
     """
-    for edit in intervention.edits:
-        if edit.span.restart:
-            edit.span.bounds(0)  # refused by name: a hook does not see the text
     return Attachment(model, intervention)
 
 
