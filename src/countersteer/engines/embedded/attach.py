@@ -48,6 +48,9 @@ class Attachment:
     def __init__(self, model: nn.Module, intervention: Intervention) -> None:
         if not isinstance(intervention, Intervention):
             raise InputError(f"attach takes an intervention (cs.add, cs.clamp, ...), got {type(intervention).__name__}")
+        for edit in intervention.edits:
+            if edit.span.restart:
+                edit.span.bounds(0)  # refused by name: a hook does not see the text
         if intervention.gate is not None:
             raise RefusedError(
                 "attaching an intervention with a request-level gate",
@@ -67,8 +70,6 @@ class Attachment:
         self.layers = find_layers(model)
         self.d_model = int(text_config(model).hidden_size)
         for edit in intervention.edits:
-            if edit.span.restart:
-                edit.span.bounds(0)  # refused by name: a hook does not see the text
             if edit.site.layer >= len(self.layers):
                 last = len(self.layers) - 1
                 raise InputError(f"edit {edit.method} is at layer {edit.site.layer}, the model has layers 0..{last}")
