@@ -121,13 +121,30 @@ class Request:
 
 
 @dataclass(frozen=True)
+class EditReceipt:
+    """What one edit of a layer did by itself, where several edits share the layer.
+
+    `tokens_changed`: positions of its span at which its own write, without the others', changes the residual that it
+    read (in the model's dtype). `mean_relative` and `before` as in `LayerReceipt`, of this edit alone.
+    """
+
+    method: str
+    tokens_seen: int
+    tokens_changed: int
+    mean_relative: float | None
+    before: tuple[float, ...] = ()
+    conditional: bool = False
+
+
+@dataclass(frozen=True)
 class LayerReceipt:
     """What the edits of one layer did to one request, measured on the tensor handed on, in the model's dtype.
 
     `tokens_seen` positions lay in a span, `tokens_changed` of them came out different. `mean_relative` and
     `max_relative` are of |h' - h| / |h| over the seen positions, position 0 left out. `before` and `after` are the
     mean read x = R h + b per read row (order of the rows), position 0 left out. `missed_target` is the largest
-    distance between a setter's target and the x that was reached (None without setters).
+    distance between a setter's target and the x that was reached (None without setters). `edits`: one entry per edit
+    in their order; empty from an engine that measures whole layers only.
     """
 
     site: str
@@ -139,6 +156,12 @@ class LayerReceipt:
     after: tuple[float, ...] = ()
     missed_target: float | None = None
     conditional: bool = False
+    edits: tuple[EditReceipt, ...] = ()
+
+    def __post_init__(self) -> None:
+        plain = (e if isinstance(e, EditReceipt) else EditReceipt(**{**e, "before": tuple(e["before"])})
+                 for e in self.edits)  # fmt: skip
+        object.__setattr__(self, "edits", tuple(plain))
 
 
 @dataclass(frozen=True)
@@ -156,7 +179,7 @@ class Receipt:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        layers = tuple(dict(vars(layer)) for layer in self.layers)
+        layers = tuple({**vars(layer), "edits": tuple(dict(vars(e)) for e in layer.edits)} for layer in self.layers)
         return {"layers": layers, "engine": self.engine, "notes": self.notes}
 
 

@@ -2,7 +2,8 @@
 
 Unconditional edits (add, removal) that change no token are a no-op. Conditional edits (clamps, limits, StTP, StMP,
 gates) may rest: a valid result with 0 tokens changed. An edit whose span held no position at all never had a chance:
-that is a no-op whichever kind it is.
+that is a no-op whichever kind it is. Each edit is judged by its own entry, so that none hides behind another one of
+its layer; an engine that measures whole layers only is judged by the layer.
 """
 
 from __future__ import annotations
@@ -24,9 +25,14 @@ def no_op(intervention: Intervention, receipt: Receipt, *, prompt_tokens: int, t
                 f"{edit.method} at {edit.site} edited nothing: its span {edit.span} held none of the {tokens} "
                 f"positions (prompt {prompt_tokens}); widen the span or generate more tokens"
             )
-    changed = {layer.site: layer.tokens_changed for layer in receipt.layers}
+    layers = {layer.site: layer for layer in receipt.layers}
+    left = {site: list(layer.edits) for site, layer in layers.items()}
     for edit in intervention.edits:
-        if not edit.conditional and not edit.span.restart and not changed.get(str(edit.site)):
+        layer, entries = layers.get(str(edit.site)), left.get(str(edit.site))
+        changed = layer.tokens_changed if layer else 0
+        if entries:  # one per edit, in their order; edits that cancel out change nothing together
+            changed = min(changed, entries.pop(0).tokens_changed)
+        if not edit.conditional and not edit.span.restart and not changed:
             return (
                 f"{edit.method} at {edit.site} changed no token although it is unconditional: the write is zero or "
                 "is lost in rounding to the model's dtype; raise the strength"

@@ -1,8 +1,8 @@
 """The formula of an edit over a mixed batch: one table of rows per layer, shared by all requests in flight.
 
-Every slot (place in the batch) owns some rows, each over its own positions [start, stop). Rows are shared by content
-and freed by reference count, and the table is edited in place, so a batch of any interventions costs two small
-matrix products per layer. Receipts are accumulated in the same pass, on the tensor that is handed on.
+Rows live in stages (stage.py), one per order, so a batch of any interventions costs two small matrix products per
+layer. Receipts are accumulated in the same pass, on the tensor that is handed on. Where an intervention has several
+edits at a layer, each one's own write is measured as well: one more product per edit.
 """
 
 from __future__ import annotations
@@ -13,115 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from countersteer.core.request import LayerReceipt
-from countersteer.core.span import END
-from countersteer.edits.apply import knots_as, piecewise, wide_dtype
+from countersteer.core.request import EditReceipt, LayerReceipt
+from countersteer.edits.apply import piecewise, wide_dtype
 from countersteer.edits.edit import Edit
-
-
-@dataclass(frozen=True)
-class _Held:
-    """A stored edit: its rows in a stage's table and how many slots use it."""
-
-    rows: Tensor
-    users: set[int]
-
-
-class _Stage:
-    """The rows of one order: [capacity, ...] buffers, and per slot the positions on which each row acts."""
-
-    def __init__(self, slots: int, d_model: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.slots, self.d_model = slots, d_model
-        self.wide, self.device = wide_dtype(dtype), device
-        self.held: dict[str, _Held] = {}
-        self.free: list[int] = []
-        self.capacity = 0
-        self.reads = False
-        self._allocate(8)
-
-    def _allocate(self, capacity: int) -> None:
-        """Grow every buffer to `capacity` rows, keeping what is there."""
-
-        def grow(name: str, shape: tuple[int, ...], dtype: torch.dtype, fill: float, dim: int = 0) -> None:
-            new = torch.full(shape, fill, dtype=dtype, device=self.device)
-            if self.capacity:
-                old = getattr(self, name)
-                new.narrow(dim, 0, self.capacity).copy_(old)
-            setattr(self, name, new)
-
-        k, s, wide = capacity, self.slots, self.wide
-        for name, shape in (("read", (k, self.d_model)), ("write", (k, self.d_model)), ("bias", (k,))):
-            grow(name, shape, wide, 0.0)
-        for name, shape in (("slope", (k, 3)), ("intercept", (k, 3))):
-            grow(name, shape, wide, 0.0)
-        grow("lo", (k,), wide, -math.inf)
-        grow("hi", (k,), wide, math.inf)
-        grow("setter", (k,), torch.bool, 0)
-        grow("start", (s, k), torch.int64, END, dim=1)
-        grow("stop", (s, k), torch.int64, 0, dim=1)
-        grow("before", (s, k), wide, 0.0, dim=1)
-        grow("after", (s, k), wide, 0.0, dim=1)
-        self.free = list(range(self.capacity, capacity)) + self.free
-        self.capacity = capacity
-
-    def hold(self, edit: Edit, slot: int, bounds: tuple[int, int]) -> Tensor:
-        """Store the edit's rows (or share them) and switch them on for a slot; returns the row numbers."""
-        # The span is not part of what the rows hold: it is the slot's.
-        key = edit.on("all").fingerprint
-        held, again = self.held.get(key), 0
-        while held is not None and slot in held.users:
-            again += 1  # the same edit twice in one intervention adds up: it needs rows of its own
-            held = self.held.get(f"{key}/{again}")
-        if again:
-            key = f"{key}/{again}"
-        if held is None:
-            while len(self.free) < edit.rows:
-                self._allocate(2 * self.capacity)
-            rows = torch.tensor([self.free.pop(0) for _ in range(edit.rows)], device=self.device)
-            wide, device = self.wide, self.device
-            if edit.read is None:
-                self.read[rows] = 0
-            else:
-                self.read[rows] = edit.read.to(device, wide)
-            self.write[rows] = edit.write.to(device, wide)
-            self.bias[rows] = edit.bias.to(device, wide)
-            self.slope[rows] = edit.slope.to(device, wide)
-            self.intercept[rows] = edit.intercept.to(device, wide)
-            self.lo[rows] = knots_as(edit.lo, wide).to(device)
-            self.hi[rows] = knots_as(edit.hi, wide).to(device)
-            self.setter[rows] = edit.setter
-            held = self.held[key] = _Held(rows, set())
-            self.reads = self.reads or edit.read is not None
-        held.users.add(slot)
-        self.start[slot, held.rows], self.stop[slot, held.rows] = bounds
-        self.before[slot, held.rows] = 0
-        self.after[slot, held.rows] = 0
-        return held.rows
-
-    def release(self, slot: int) -> None:
-        """Switch a slot's rows off and free those that nobody else uses."""
-        self.start[slot], self.stop[slot] = END, 0
-        for key in [k for k, h in self.held.items() if slot in h.users]:
-            held = self.held[key]
-            held.users.discard(slot)
-            if not held.users:
-                self.free.extend(held.rows.tolist())
-                self.write[held.rows] = 0
-                del self.held[key]
-
-    # The buffers are set by _allocate.
-    read: Tensor
-    write: Tensor
-    bias: Tensor
-    slope: Tensor
-    intercept: Tensor
-    lo: Tensor
-    hi: Tensor
-    setter: Tensor
-    start: Tensor
-    stop: Tensor
-    before: Tensor
-    after: Tensor
+from countersteer.edits.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -144,7 +39,7 @@ class RowTable:
     def __init__(self, layer: int, slots: int, d_model: int, *, dtype: torch.dtype, device: torch.device) -> None:
         self.layer, self.slots, self.d_model = layer, slots, d_model
         self.dtype, self.device = dtype, device
-        self.stages: dict[int, _Stage] = {}
+        self.stages: dict[int, Stage] = {}
         self.entries: dict[int, _Entry] = {}
         wide = wide_dtype(dtype)
         self.seen = torch.zeros(slots, dtype=torch.int64, device=device)
@@ -152,6 +47,10 @@ class RowTable:
         self.relative_sum = torch.zeros(slots, dtype=wide, device=device)
         self.relative_max = torch.zeros(slots, dtype=wide, device=device)
         self.missed = torch.zeros(slots, dtype=wide, device=device)
+        self.parts = 1
+        """Most edits that one slot has here; from 2 on, each edit is measured by itself in `own` [3, slots, parts]:
+        tokens seen, tokens changed, sum of |h' - h| / |h|."""
+        self.own = torch.zeros(3, slots, 1, dtype=wide, device=device)
 
     @property
     def active(self) -> bool:
@@ -165,13 +64,17 @@ class RowTable:
         if not here:
             return
         rows = []
-        for edit in here:
+        for part, edit in enumerate(here):
             stage = self.stages.get(edit.order)
             if stage is None:
-                stage = _Stage(self.slots, self.d_model, self.dtype, self.device)
+                stage = Stage(self.slots, self.d_model, self.dtype, self.device)
                 self.stages = dict(sorted({**self.stages, edit.order: stage}.items()))
-            rows.append((edit.order, stage.hold(edit, slot, edit.span.turning(prompt_tokens, None))))
+            rows.append((edit.order, stage.hold(edit, slot, edit.span.turning(prompt_tokens, None), part)))
         self.entries[slot] = _Entry(here, tuple(rows), prompt_tokens)
+        self.parts = max(len(entry.edits) for entry in self.entries.values())
+        if self.parts > self.own.shape[2]:
+            self.own = torch.nn.functional.pad(self.own, (0, self.parts - self.own.shape[2]))
+        self.own[:, slot] = 0
         for total in (self.seen, self.changed, self.relative_sum, self.relative_max, self.missed):
             total[slot] = 0
 
@@ -191,6 +94,7 @@ class RowTable:
         if self.entries.pop(slot, None) is not None:
             for stage in self.stages.values():
                 stage.release(slot)
+            self.parts = max((len(entry.edits) for entry in self.entries.values()), default=1)
 
     def apply(self, h: Tensor, slot: Tensor, position: Tensor) -> Tensor:
         """h' [tokens, d_model] for tokens that belong to `slot` [tokens] at `position` [tokens].
@@ -213,6 +117,8 @@ class RowTable:
                 x = stage.bias.expand(h.shape[0], -1)
             f = piecewise(x, stage.lo, stage.hi, stage.slope, stage.intercept)
             f = torch.where(on, f, torch.zeros_like(f))
+            if self.parts > 1:
+                self._record_own(stage, out, f, on, owner, position)
             total = f @ stage.write
             out = torch.where(total != 0, (wide + total).to(h.dtype), out)
             inside |= on.any(1)
@@ -242,6 +148,22 @@ class RowTable:
         self.relative_sum.index_add_(0, owner, relative)
         self.relative_max.scatter_reduce_(0, owner, relative, "amax")
 
+    def _record_own(self, stage: Stage, h: Tensor, f: Tensor, on: Tensor, owner: Tensor, position: Tensor) -> None:
+        """Count and measure what each edit's own write would do to `h`, the residual that its stage reads."""
+        wide = h.to(stage.wide)
+        size = wide.norm(dim=1).clamp_min(torch.finfo(stage.wide).tiny)
+        part = stage.part[owner]
+        for number in range(self.parts):
+            mine = on & (part == number)
+            write = torch.where(mine, f, torch.zeros_like(f)) @ stage.write
+            new = torch.where(write != 0, (wide + write).to(h.dtype), h)
+            moved = (new.to(stage.wide) - wide).norm(dim=1) / size
+            inside = mine.any(1)
+            spread = torch.where(inside & (position > 0), moved, torch.zeros_like(moved))
+            changed = inside & (new != h).any(1)
+            sums = torch.stack([inside.to(spread.dtype), changed.to(spread.dtype), spread])
+            self.own[:, :, number].index_add_(1, owner, sums.to(self.own.dtype))
+
     def receipt(self, slot: int, tokens: int) -> LayerReceipt | None:
         """What was measured for a slot whose first `tokens` positions have been computed; None if it edits nothing."""
         entry = self.entries.get(slot)
@@ -251,27 +173,41 @@ class RowTable:
         spread = sum(stop - max(start, 1) for start, stop in union if stop > max(start, 1))
         before: list[float] = []
         after: list[float] = []
-        for edit, (order, rows) in zip(entry.edits, entry.rows, strict=True):
-            if edit.read is None:
-                continue
+        own: list[EditReceipt] = []
+        several = len(entry.edits) > 1
+        for part, (edit, (order, rows)) in enumerate(zip(entry.edits, entry.rows, strict=True)):
             start, stop = entry.bounds(edit)
             count = max(min(stop, tokens) - max(start, 1), 0)
-            stage = self.stages[order]
-            scale = 1.0 / count if count else math.nan
-            before += (stage.before[slot, rows] * scale).tolist()
-            after += (stage.after[slot, rows] * scale).tolist()
+            read: list[float] = []
+            if edit.read is not None:
+                stage = self.stages[order]
+                scale = 1.0 / count if count else math.nan
+                read = (stage.before[slot, rows] * scale).tolist()
+                before += read
+                after += (stage.after[slot, rows] * scale).tolist()
+            if several:
+                seen, changed, moved = self.own[:, slot, part].tolist()
+                mean = moved / count if count else None
+                known = () if any(math.isnan(v) for v in read) else tuple(read)
+                own.append(EditReceipt(edit.method, round(seen), round(changed), mean, known, edit.conditional))
         setters = any(e.setter for e in entry.edits)
-        known = not any(math.isnan(v) for v in before + after)
+        whole = not any(math.isnan(v) for v in before + after)
+        seen, changed = int(self.seen[slot]), int(self.changed[slot])
+        mean = float(self.relative_sum[slot]) / spread if spread else None
+        if not several:
+            edit = entry.edits[0]
+            own = [EditReceipt(edit.method, seen, changed, mean, tuple(before) if whole else (), edit.conditional)]
         return LayerReceipt(
             site=str(entry.edits[0].site),
-            tokens_seen=int(self.seen[slot]),
-            tokens_changed=int(self.changed[slot]),
-            mean_relative=float(self.relative_sum[slot]) / spread if spread else None,
+            tokens_seen=seen,
+            tokens_changed=changed,
+            mean_relative=mean,
             max_relative=float(self.relative_max[slot]) if spread else None,
-            before=tuple(before) if known else (),
-            after=tuple(after) if known else (),
+            before=tuple(before) if whole else (),
+            after=tuple(after) if whole else (),
             missed_target=float(self.missed[slot]) if setters else None,
             conditional=all(e.conditional for e in entry.edits),
+            edits=tuple(own),
         )
 
 

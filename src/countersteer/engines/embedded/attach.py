@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from countersteer.core.errors import InputError, NoOpError, RefusedError
-from countersteer.core.request import LayerReceipt, Receipt
+from countersteer.core.request import EditReceipt, LayerReceipt, Receipt
 from countersteer.edits.edit import Intervention
 from countersteer.edits.receipts import no_op
 from countersteer.engines.embedded.hooks import SteeringHooks
@@ -269,4 +269,20 @@ def _merge(parts: list[LayerReceipt]) -> LayerReceipt:
         after=columns("after"),
         missed_target=max(missed, default=None),
         conditional=parts[0].conditional,
+        edits=tuple(_merge_edits([p.edits[i] for p in parts]) for i in range(len(parts[0].edits))),
     )
+
+
+def _merge_edits(parts: list[EditReceipt]) -> EditReceipt:
+    """One entry for several rows of the same edit; means are weighted by the tokens seen."""
+    seen = sum(p.tokens_seen for p in parts)
+    known = [(p.mean_relative, p.tokens_seen) for p in parts if p.mean_relative is not None]
+    total = sum(n for _, n in known)
+    read = [p for p in parts if p.before]
+    weight = sum(p.tokens_seen for p in read)
+    before = tuple(
+        sum(p.before[i] * p.tokens_seen for p in read) / weight for i in range(len(read[0].before) if weight else 0)
+    )
+    mean = sum(v * n for v, n in known) / total if total else None
+    changed = sum(p.tokens_changed for p in parts)
+    return EditReceipt(parts[0].method, seen, changed, mean, before, parts[0].conditional)
