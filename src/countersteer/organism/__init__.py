@@ -11,19 +11,21 @@ from typing import Any
 
 from . import corpus as _corpus
 
-__all__ = ["model_card", "path", "prompt_sets", "prompts", "sae_path", "suffixes", "systems"]
+__all__ = ["SHIPPED", "model_card", "path", "prompt_sets", "prompts", "sae_path", "suffixes", "systems"]
 
 _HERE = Path(__file__).parent
+SHIPPED = {"organism": "weights", "organism-plain": "weights-plain"}
+"""The shipped models by name: "organism-plain" never saw a drift or a restart (the start of fine-tuning)."""
 
 
-def path() -> Path:
-    """The folder of the shipped model, as ``AutoModelForCausalLM.from_pretrained`` takes it."""
-    return _HERE / "weights"
+def path(name: str = "organism") -> Path:
+    """The folder of a shipped model, as ``AutoModelForCausalLM.from_pretrained`` takes it."""
+    return _HERE / SHIPPED[name]
 
 
-def sae_path() -> Path:
-    """The folder of the shipped SAE, in SAELens's format, with ``labels.csv``."""
-    return _HERE / "weights" / "sae"
+def sae_path(name: str = "organism") -> Path:
+    """The folder of a shipped model's SAE, in SAELens's format, with ``labels.csv``."""
+    return path(name) / "sae"
 
 
 def model_card() -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from countersteer import organism
 from countersteer.core.errors import InputError, RefusedError
 from countersteer.core.fingerprint import fingerprint
 from countersteer.core.site import Site
@@ -201,16 +202,14 @@ class SAE:
 
 
 def load_sae(folder: str | Path) -> SAE:
-    """Open an SAE in SAELens's folder format, or the shipped one as "organism".
+    """Open an SAE in SAELens's folder format, or a shipped one as "organism" or "organism-plain".
 
     Reads `cfg.json`, the header of `sae_weights.safetensors`, 64 KiB of each tensor (for the fingerprint) and the
     folder's labels file, if there is one. Raises InputError for missing or malformed files and RefusedError for what
     cannot be an edit of the residual stream (see `sae_config`).
     """
-    if folder == "organism":
-        from countersteer import organism
-
-        folder = organism.sae_path()
+    if folder in organism.SHIPPED:
+        folder = organism.sae_path(str(folder))
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"no SAE folder at {folder}: it must hold {CONFIG_NAME} and {WEIGHTS_NAME}; or say 'organism'")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from countersteer import organism
 from countersteer.core.errors import CountersteerError, InputError
 from countersteer.core.fingerprint import fingerprint
 from countersteer.engines.embedded.fingerprint import folder_fingerprint, module_fingerprint
@@ -36,6 +37,8 @@ class LoadedModel:
     d_model: int
     vocab: int
     max_positions: int | None
+    adapter: str | None = None
+    """Fingerprint of the adapter that it carries."""
 
     @property
     def dtype_name(self) -> str:
@@ -91,10 +94,8 @@ def load_model(name: str, *, dtype: str | None = None, device: str | None = None
     from transformers.utils import logging as hf_logging
 
     wanted, place, source = parse_dtype(dtype), parse_device(device), name
-    if name == "organism":
-        from countersteer import organism
-
-        source = str(organism.path())
+    if name in organism.SHIPPED:
+        source = str(organism.path(name))
     elif name.startswith((".", "/", "~")) or Path(name).is_dir():
         folder = Path(name).expanduser()
         if not (folder / "config.json").is_file():

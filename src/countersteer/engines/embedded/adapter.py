@@ -1,0 +1,91 @@
+"""LoRA adapters in the embedded engine: a second set of layers over the same weights, one per adapter, through peft.
+
+The base model's tensors are shared, so an adapter costs its own matrices and the caches of its batch. An adapter of
+another model is refused. The adapter stays unmerged: a forward is the one that it was trained with.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from countersteer.core.errors import InputError
+from countersteer.engines.embedded.adapter_record import AdapterRecord, read_adapter, require_model
+from countersteer.engines.embedded.model import LoadedModel, verified
+
+
+def shared_copy(module: nn.Module) -> Any:
+    """A copy of a module's structure whose parameters and buffers are the very tensors of the original; no hooks."""
+    memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    made = copy.deepcopy(module, memo)
+    for part in made.modules():
+        for hooks in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs",
+                      "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called"):  # fmt: skip
+            getattr(part, hooks).clear()
+        for name in [n for n in part.__dict__ if n.startswith("_countersteer")]:
+            del part.__dict__[name]
+    return made
+
+
+def adapted(model: LoadedModel, folder: str | os.PathLike[str]) -> LoadedModel:
+    """`model` with an adapter on it, verified like any model. Raises InputError or RefusedError."""
+    record = read_adapter(folder)
+    require_model(record, model.fingerprint, name=model.name)
+    if model.adapter is not None:
+        raise InputError(f"model {model.name} carries an adapter already; give one")
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise InputError("adapters need peft, which is not installed; pip install 'countersteer[finetune]'") from None
+    try:
+        wrapped: Any = PeftModel.from_pretrained(
+            shared_copy(model.module), str(record.folder), is_trainable=False, autocast_adapter_dtype=False
+        )
+    except Exception as error:  # peft and safetensors raise many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"cannot load adapter {record.folder}: {reason or type(error).__name__}") from error
+    module = wrapped.get_base_model()
+    for name, parameter in module.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(model.device, model.dtype)
+    made = verified(module, model.tokenizer, name=model.name, print_=model.fingerprint)
+    return replace(made, adapter=record.fingerprint)
+
+
+class Adapters:
+    """The adapters that requests may name, each with an engine of its own that is made on first use."""
+
+    def __init__(self, model: LoadedModel, folders: Mapping[str, str | os.PathLike[str]],
+                 make: Callable[[LoadedModel], Any]) -> None:  # fmt: skip
+        """Every adapter is read and checked against the model at once. Raises InputError or RefusedError."""
+        self.records: dict[str, AdapterRecord] = {}
+        for name, folder in folders.items():
+            record = read_adapter(folder)
+            require_model(record, model.fingerprint, name=model.name)
+            self.records[name] = record
+        self._model, self._make = model, make
+        self._engines: dict[str, Any] = {}
+
+    def engine(self, name: str) -> Any:
+        """The engine of an adapter. Raises InputError for one that was not loaded."""
+        if name not in self.records:
+            known = ", ".join(self.records) or "none"
+            raise InputError(f"adapter {name!r} is not loaded (loaded: {known}); give it to load_engine(adapters=...)")
+        if name not in self._engines:
+            self._engines[name] = self._make(adapted(self._model, self.records[name].folder))
+        return self._engines[name]
+
+    def described(self) -> dict[str, Any]:
+        """Plain facts by name."""
+        return {name: record.described() for name, record in self.records.items()}
+
+    def close(self) -> None:
+        """Close every engine that was made."""
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
