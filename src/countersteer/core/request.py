@@ -10,7 +10,8 @@ import operator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from countersteer.core.errors import InputError
+from countersteer.core.errors import InputError, RefusedError
+from countersteer.core.exempt import check_exemptions
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,14 @@ class Sampling:
             raise bad("stop", "a list of non-empty strings")
         object.__setattr__(self, "stop", tuple(self.stop))
 
+    def with_seed(self, seed: int) -> Sampling:
+        """A copy with another seed. The rest was checked when this one was made, so it is not checked again."""
+        if type(seed) is not int:
+            return replace(self, seed=seed)
+        copy = object.__new__(Sampling)
+        copy.__dict__.update(self.__dict__, seed=seed)
+        return copy
+
 
 def _messages(given: Any) -> tuple[dict[str, str], ...]:
     """Messages as a tuple of {"role", "content"} texts. Raises InputError."""
@@ -84,6 +93,10 @@ class Request:
 
     `system` is put before a prompt; `prefix` is text the answer must begin with (it is given, so it counts as prompt
     for spans); `template` False sends a prompt as plain text. `readouts` are latents or directions to record.
+    `adapter`: the name of an adapter that the engine was loaded with.
+    `measure_only`: the receipt says what the intervention would have done to each layer, and nothing is changed.
+    `exempt`: stretches of the response that the edits leave alone (core/exempt.py); the embedded engine only, as
+    `measure_only` is.
     """
 
     prompt: str | None = None
@@ -95,11 +108,15 @@ class Request:
     readouts: Any = None
     sampling: Sampling = field(default_factory=Sampling)
     template: bool = True
+    measure_only: bool = False
+    exempt: tuple[str, ...] = ()
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "exempt", check_exemptions(self.exempt))
         if sum(x is not None for x in (self.prompt, self.messages, self.tokens)) != 1:
             raise InputError("a request takes exactly one of prompt, messages or tokens")
-        for name in ("prompt", "system", "prefix"):
+        for name in ("prompt", "system", "prefix", "adapter"):
             if not isinstance(getattr(self, name), str | None):
                 raise InputError(f"a request's {name} must be text, got {type(getattr(self, name)).__name__}")
         if not isinstance(self.sampling, Sampling):
@@ -114,6 +131,13 @@ class Request:
             object.__setattr__(self, "tokens", _tokens(self.tokens))
             if self.system is not None or self.prefix is not None:
                 raise InputError("system and prefix need text, not token ids: put their ids into tokens")
+
+    def refuse_embedded_only(self) -> None:
+        """For engines that would ignore them: raises RefusedError for `measure_only`, `exempt`, `adapter`."""
+        asked = "measure_only" if self.measure_only else "exempt stretches" if self.exempt else None
+        asked = asked or (f"adapter {self.adapter}" if self.adapter is not None else None)
+        if asked:
+            raise RefusedError(asked, "only the embedded engine has it", "the embedded engine, or leave it out")
 
     def with_(self, **changes: Any) -> Request:
         """A copy with some fields changed."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from countersteer.core.request import EditReceipt, LayerReceipt
+from countersteer.core.span import END
 from countersteer.edits.apply import piecewise, wide_dtype
 from countersteer.edits.edit import Edit
 from countersteer.edits.stage import Stage
@@ -27,10 +28,17 @@ class _Entry:
     rows: tuple[tuple[int, Tensor], ...]
     prompt_tokens: int
     turn: int | None = None
+    pauses: tuple[tuple[int, int], ...] = ()
 
     def bounds(self, edit: Edit) -> tuple[int, int]:
         """The positions that an edit covers as far as the text is known."""
         return edit.span.turning(self.prompt_tokens, self.turn)
+
+    def spread(self, spans: list[tuple[int, int]], tokens: int) -> int:
+        """How many of the first `tokens` positions the spans hold together, position 0 and the pauses left out."""
+        held = _union([(max(start, 1), stop) for start, stop in spans], tokens)
+        gaps = ((max(a, start), min(b, stop)) for start, stop in held for a, b in self.pauses)
+        return sum(stop - start for start, stop in held) - sum(max(b - a, 0) for a, b in gaps)
 
 
 class RowTable:
@@ -47,18 +55,27 @@ class RowTable:
         self.relative_sum = torch.zeros(slots, dtype=wide, device=device)
         self.relative_max = torch.zeros(slots, dtype=wide, device=device)
         self.missed = torch.zeros(slots, dtype=wide, device=device)
+        self.silent = torch.zeros(slots, dtype=torch.bool, device=device)
+        self.pause_from = torch.full((slots,), END, dtype=torch.int64, device=device)
+        self.pause_to = torch.full((slots,), END, dtype=torch.int64, device=device)
         self.parts = 1
         """Most edits that one slot has here; from 2 on, each edit is measured by itself in `own` [3, slots, parts]:
         tokens seen, tokens changed, sum of |h' - h| / |h|."""
         self.own = torch.zeros(3, slots, 1, dtype=wide, device=device)
+        self.silencing = 0
+        """Slots that are only measured."""
+        self.pausing = False
 
     @property
     def active(self) -> bool:
         """Whether any slot edits this layer."""
         return bool(self.entries)
 
-    def install(self, slot: int, edits: tuple[Edit, ...], prompt_tokens: int) -> None:
-        """Give a slot the edits of this layer for a prompt of `prompt_tokens` tokens; its receipt starts at zero."""
+    def install(self, slot: int, edits: tuple[Edit, ...], prompt_tokens: int, *, measure_only: bool = False) -> None:
+        """Give a slot the edits of this layer for a prompt of `prompt_tokens` tokens; its receipt starts at zero.
+
+        With `measure_only` the receipt is kept and nothing is written.
+        """
         self.remove(slot)
         here = tuple(e for e in edits if e.site.layer == self.layer)
         if not here:
@@ -71,6 +88,8 @@ class RowTable:
                 self.stages = dict(sorted({**self.stages, edit.order: stage}.items()))
             rows.append((edit.order, stage.hold(edit, slot, edit.span.turning(prompt_tokens, None), part)))
         self.entries[slot] = _Entry(here, tuple(rows), prompt_tokens)
+        self.silent[slot] = measure_only
+        self.silencing += measure_only
         self.parts = max(len(entry.edits) for entry in self.entries.values())
         if self.parts > self.own.shape[2]:
             self.own = torch.nn.functional.pad(self.own, (0, self.parts - self.own.shape[2]))
@@ -89,9 +108,30 @@ class RowTable:
                 stage = self.stages[order]
                 stage.start[slot, rows], stage.stop[slot, rows] = entry.bounds(edit)
 
+    def pause(self, slot: int, position: int) -> None:
+        """The slot's edits rest from `position` on, until `resume`."""
+        entry = self.entries.get(slot)
+        if entry is not None:
+            self.entries[slot] = replace(entry, pauses=(*entry.pauses, (position, END)))
+            self.pause_from[slot], self.pause_to[slot] = position, END
+            self.pausing = True
+
+    def resume(self, slot: int, position: int) -> None:
+        """The slot's edits act again from `position` on."""
+        entry = self.entries.get(slot)
+        if entry is not None and entry.pauses:
+            start = entry.pauses[-1][0]
+            self.entries[slot] = replace(entry, pauses=(*entry.pauses[:-1], (start, max(start, position))))
+            self.pause_to[slot] = position
+
     def remove(self, slot: int) -> None:
         """Take a slot's edits away."""
-        if self.entries.pop(slot, None) is not None:
+        if (entry := self.entries.pop(slot, None)) is not None:
+            self.silencing -= int(self.silent[slot])
+            self.silent[slot] = False
+            if entry.pauses:
+                self.pause_from[slot] = END
+                self.pausing = any(e.pauses for e in self.entries.values())
             for stage in self.stages.values():
                 stage.release(slot)
             self.parts = max((len(entry.edits) for entry in self.entries.values()), default=1)
@@ -99,17 +139,21 @@ class RowTable:
     def apply(self, h: Tensor, slot: Tensor, position: Tensor) -> Tensor:
         """h' [tokens, d_model] for tokens that belong to `slot` [tokens] at `position` [tokens].
 
-        Slot -1 marks a token of nobody (padding, an unsteered probe). Receipts of the slots are brought up to date.
+        Slot -1 marks a token of nobody (padding, an unsteered probe). Receipts of the slots are brought up to date;
+        what slots that are only measured would have written is in theirs.
         """
         out, inside = h, torch.zeros(h.shape[0], dtype=torch.bool, device=h.device)
         owner = slot.clamp_min(0)
+        live = slot >= 0
+        if self.pausing:
+            live &= (position < self.pause_from[owner]) | (position >= self.pause_to[owner])
         spread = (position > 0)[:, None]
         reads = []
         for stage in self.stages.values():
             if not stage.held:
                 continue
             on = (position[:, None] >= stage.start[owner]) & (position[:, None] < stage.stop[owner])
-            on &= (slot >= 0)[:, None]
+            on &= live[:, None]
             wide = out.to(stage.wide)
             if stage.reads:
                 x = torch.addmm(stage.bias, wide, stage.read.T)
@@ -134,7 +178,7 @@ class RowTable:
             aimed = on & stage.setter
             missed = torch.where(aimed & (f != 0), (after - x - f).abs(), zero).amax(1)
             self.missed.scatter_reduce_(0, owner, missed.to(self.missed.dtype), "amax")
-        return out
+        return torch.where((self.silent[owner] & live)[:, None], h, out) if self.silencing else out
 
     def _record(self, h: Tensor, out: Tensor, inside: Tensor, owner: Tensor, position: Tensor) -> None:
         """Count and measure |h' - h| / |h| of the tokens inside a span."""
@@ -169,15 +213,13 @@ class RowTable:
         entry = self.entries.get(slot)
         if entry is None:
             return None
-        union = _union([entry.bounds(e) for e in entry.edits], tokens)
-        spread = sum(stop - max(start, 1) for start, stop in union if stop > max(start, 1))
+        spread = entry.spread([entry.bounds(e) for e in entry.edits], tokens)
         before: list[float] = []
         after: list[float] = []
         own: list[EditReceipt] = []
         several = len(entry.edits) > 1
         for part, (edit, (order, rows)) in enumerate(zip(entry.edits, entry.rows, strict=True)):
-            start, stop = entry.bounds(edit)
-            count = max(min(stop, tokens) - max(start, 1), 0)
+            count = entry.spread([entry.bounds(edit)], tokens)
             read: list[float] = []
             if edit.read is not None:
                 stage = self.stages[order]

@@ -75,6 +75,7 @@ class ScriptedEngine:
         """The script's response as a completion: cut at stop strings and max tokens, with its receipt."""
         if self._closed:
             raise EngineError("the engine is closed; load it again")
+        request.refuse_embedded_only()
         said = self._say(request)
         if isinstance(said, BaseException):
             raise said

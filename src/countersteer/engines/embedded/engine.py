@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -16,6 +17,7 @@ from countersteer.core.site import Site
 from countersteer.core.span import Span
 from countersteer.edits.edit import Intervention
 from countersteer.edits.vectors import read_rows
+from countersteer.engines.embedded.adapter import Adapters
 from countersteer.engines.embedded.flight import Flight, Job
 from countersteer.engines.embedded.forward import capture as capture_residuals
 from countersteer.engines.embedded.forward import readout_columns, reduce_rows
@@ -37,10 +39,14 @@ class EmbeddedEngine:
 
     family = FAMILY
 
-    def __init__(self, model: LoadedModel, *, places: int = 32) -> None:
+    def __init__(
+        self, model: LoadedModel, *, places: int = 32, adapters: Mapping[str, str | os.PathLike[str]] | None = None
+    ) -> None:
+        """`adapters`: folders by the names that requests use. Raises InputError, RefusedError for another model's."""
         if places < 1:
             raise InputError(f"places must be >= 1, got {places}")
         self.model = model
+        self.adapters = Adapters(model, adapters or {}, lambda made: EmbeddedEngine(made, places=places))
         self.hooks, batch = build_batch(model, places)
         self.loop = Loop(model, self.hooks, batch, places, FAMILY)
 
@@ -64,6 +70,11 @@ class EmbeddedEngine:
         """The model's tokenizer, or None."""
         return self.model.tokenizer
 
+    @property
+    def alive(self) -> bool:
+        """Whether requests are taken."""
+        return not self.loop.closed and self.loop.thread.is_alive()
+
     def describe(self) -> dict[str, Any]:
         """Plain facts for a run's header."""
         import transformers
@@ -81,6 +92,8 @@ class EmbeddedEngine:
             "cache": self.loop.batch.note or "slots",
             "torch": torch.__version__,
             "transformers": transformers.__version__,
+            **({"adapter": self.model.adapter} if self.model.adapter else {}),
+            **({"adapters": self.adapters.described()} if self.adapters.records else {}),
         }
 
     def encode(self, request: Request) -> list[int]:
@@ -100,6 +113,11 @@ class EmbeddedEngine:
         """Check everything before work starts. Raises InputError or RefusedError."""
         if not isinstance(request, Request):
             raise InputError(f"an engine takes a Request, got {type(request).__name__}")
+        if request.adapter is not None:
+            home = self.adapters.engine(request.adapter)
+            flight: Flight = home._flight(request.with_(adapter=None))
+            flight.start = home.loop.submit
+            return flight
         steer = request.intervention
         if steer is not None:
             if not isinstance(steer, Intervention):
@@ -110,6 +128,8 @@ class EmbeddedEngine:
                     raise InputError(f"span {edit.span} needs a tokenizer, and this model has none")
             if steer.gate is not None:
                 self._check_site("the gate", steer.gate.site, steer.gate.direction.shape[1])
+        if request.exempt and self.model.tokenizer is None:
+            raise InputError("exempt stretches are found in the text, and this model has no tokenizer")
         if request.readouts is not None:
             for rows in read_rows(request.readouts):
                 self._check_site("a readout", rows.site, rows.read.shape[1])
@@ -123,12 +143,12 @@ class EmbeddedEngine:
             )
         if request.sampling.stop and self.model.tokenizer is None:
             raise InputError("stop strings need a tokenizer, and this model has none")
-        return Flight(request, prompt, TextStream(self.model.tokenizer, request.sampling.stop))
+        return Flight(request, prompt, TextStream(self.model.tokenizer, request.sampling.stop), start=self.loop.submit)
 
     def submit(self, request: Request) -> Future[Completion]:
         """Start a request; the future resolves to its completion or to its error."""
         flight = self._flight(request)
-        self.loop.submit(flight)
+        flight.begin()
         return flight.future
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
@@ -142,7 +162,7 @@ class EmbeddedEngine:
                 here.call_soon_threadsafe(events.put_nowait, chunk)
 
         flight.on_chunk = hand_over
-        self.loop.submit(flight)
+        flight.begin()
         try:
             while True:
                 chunk = await events.get()
@@ -157,7 +177,7 @@ class EmbeddedEngine:
     async def generate(self, request: Request) -> Completion:
         """The whole completion. Cancelling frees the place in the batch. Raises NoOpError, EngineError, InputError."""
         flight = self._flight(request)
-        self.loop.submit(flight)
+        flight.begin()
         try:
             return await asyncio.wrap_future(flight.future)
         finally:
@@ -179,7 +199,7 @@ class EmbeddedEngine:
                 flights.append(error)
         started = [f for f in flights if isinstance(f, Flight)]
         for flight in started:
-            self.loop.submit(flight)
+            flight.begin()
         out: list[Any] = []
         try:
             for item in flights:
@@ -246,6 +266,7 @@ class EmbeddedEngine:
 
     def close(self) -> None:
         """Stop the thread and take every hook off the model."""
+        self.adapters.close()
         self.loop.close()
         self.hooks.close()
 

@@ -8,6 +8,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any
 
+from countersteer.core.exempt import Exempt
 from countersteer.core.request import Chunk, Completion, Request
 from countersteer.engines.embedded.text import TextStream
 
@@ -27,7 +28,16 @@ class Flight:
     cancelled: bool = False
     turns: bool = False
     """Whether a span follows the text and no restart was seen yet."""
+    exempt: Exempt | None = None
+    """Watches for stretches that the edits leave alone, if any are exempt."""
     notes: list[str] = field(default_factory=list)
+    start: Callable[[Any], None] | None = None
+    """The loop that this request goes to."""
+
+    def begin(self) -> None:
+        """Hand the request to its loop."""
+        assert self.start is not None
+        self.start(self)
 
     @property
     def position(self) -> int:

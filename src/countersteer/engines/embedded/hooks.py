@@ -35,8 +35,8 @@ class SteeringHooks:
         self.originals: dict[int, Tensor] | None = None
         """Residuals before any write, by layer, where several sets of hooks share a model: all read the same h."""
 
-    def install(self, slot: int, edits: Iterable[Edit], prompt_tokens: int) -> None:
-        """Give a slot its edits, with fresh receipts."""
+    def install(self, slot: int, edits: Iterable[Edit], prompt_tokens: int, *, measure_only: bool = False) -> None:
+        """Give a slot its edits, with fresh receipts; with `measure_only` nothing is written."""
         edits = tuple(edits)
         for layer in sorted({e.site.layer for e in edits} | set(self.tables)):
             table = self.tables.get(layer)
@@ -45,12 +45,22 @@ class SteeringHooks:
                 table = RowTable(layer, self.slots, self.d_model, dtype=self.dtype, device=device)
                 self.tables[layer] = table
                 self._hook(layer)
-            table.install(slot, edits, prompt_tokens)
+            table.install(slot, edits, prompt_tokens, measure_only=measure_only)
 
     def turn(self, slot: int, position: int) -> None:
         """The slot's response has restarted: spans that follow the text turn at `position`."""
         for table in self.tables.values():
             table.turn(slot, position)
+
+    def pause(self, slot: int, position: int) -> None:
+        """The slot's edits rest from `position` on, until `resume`."""
+        for table in self.tables.values():
+            table.pause(slot, position)
+
+    def resume(self, slot: int, position: int) -> None:
+        """The slot's edits act again from `position` on."""
+        for table in self.tables.values():
+            table.resume(slot, position)
 
     def read(self, slot: int, groups: Iterable[ReadRows]) -> None:
         """Record readouts for a slot; `collect` returns their columns in the order of `groups`."""

@@ -12,10 +12,12 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
 from countersteer.core.errors import EngineError, NoOpError
+from countersteer.core.exempt import Exempt
 from countersteer.core.request import Chunk, Completion, Receipt
 from countersteer.core.restart import TAIL, completes
 from countersteer.edits.receipts import no_op
@@ -174,7 +176,12 @@ class Loop:
                 flight.gated_off = not self._gate_opens(flight)
                 flight.notes.append(f"gate {'closed' if flight.gated_off else 'open'}")
             if not flight.gated_off:
-                self.hooks.install(flight.slot, intervention.edits, len(flight.prompt))
+                only = flight.request.measure_only
+                self.hooks.install(flight.slot, intervention.edits, len(flight.prompt), measure_only=only)
+                if only:
+                    flight.notes.append("measured only: nothing was changed")
+                if flight.request.exempt:
+                    flight.exempt = Exempt(flight.request.exempt, self.model.tokenizer.decode)
                 flight.turns = any(edit.span.restart for edit in intervention.edits)
         if flight.request.readouts is not None:
             self.hooks.read(flight.slot, read_rows(flight.request.readouts))
@@ -221,6 +228,8 @@ class Loop:
             flight.generated.append(token)
             if flight.turns:
                 self._watch(flight)
+            if flight.exempt is not None and flight.exempt.push(flight.generated):
+                self._exempt(flight, flight.exempt)
             piece, over = "", token in self.ends
             if flight.on_chunk is not None or flight.request.sampling.stop:
                 piece = "" if over else flight.text.push(token)
@@ -243,6 +252,15 @@ class Loop:
             flight.turns = False
             self.hooks.turn(flight.slot, flight.position + 1)
             flight.notes.append(f"restart complete at position {flight.position}")
+
+    def _exempt(self, flight: Flight, watch: Exempt) -> None:
+        """An exempt stretch has opened (its marker is still edited) or closed (its marker is edited again)."""
+        if watch.inside is not None:
+            self.hooks.pause(flight.slot, flight.position + 1)
+            flight.notes.append(f"{watch.inside} exempt from position {flight.position + 1}")
+        else:
+            self.hooks.resume(flight.slot, flight.position)
+            flight.notes.append(f"exempt to position {flight.position}")
 
     def _complete(self, flight: Flight, reason: str) -> None:
         for token in flight.generated if not flight.text.tokens else ():
@@ -268,6 +286,10 @@ class Loop:
         intervention = flight.request.intervention
         if intervention is not None and not flight.gated_off:
             problem = no_op(intervention, completion.receipt, prompt_tokens=len(flight.prompt), tokens=read)
+        if problem and flight.request.measure_only:  # what is not there to act cannot fail to act
+            note = f"would have been refused as a no-op: {problem}"
+            completion = replace(completion, receipt=replace(completion.receipt, notes=(*notes, note)))
+            problem = None
         if problem:
             flight.fail(NoOpError(problem, completion))
         else:

@@ -267,6 +267,7 @@ def _error(response: httpx.Response) -> Exception:
 def _check(request: Any) -> None:
     if not isinstance(request, Request):
         raise InputError(f"an engine takes a Request, got {type(request).__name__}")
+    request.refuse_embedded_only()
     if request.intervention is not None and not isinstance(request.intervention, Intervention):
         raise InputError(f"an intervention is made by cs.add, ...; got {type(request.intervention).__name__}")
 

@@ -86,6 +86,7 @@ class Session:
         """Everything that can be refused before work starts. Raises InputError or RefusedError."""
         if not isinstance(request, Request):
             raise InputError(f"an engine takes a Request, got {type(request).__name__}")
+        request.refuse_embedded_only()
         steer = request.intervention
         if steer is not None and not isinstance(steer, Intervention):
             raise InputError(f"an intervention is made by cs.add, cs.clamp, ...; got {type(steer).__name__}")
