@@ -22,8 +22,10 @@ BELOW: dict[str, set[str]] = {
     "judging": {"core"},
     "store": {"core"},
     "studies": {"core", "edits", "statistics", "organism", "sources", "engines", "judging", "store"},
+    "finetune": {"core", "edits", "statistics", "organism", "sources", "engines", "judging", "store", "studies"},
     "report": {"core", "statistics", "judging", "store"},
-    "cli": {"core", "edits", "statistics", "organism", "sources", "engines", "judging", "store", "studies", "report"},
+    "cli": {"core", "edits", "statistics", "organism", "sources", "engines", "judging", "store", "studies", "report",
+            "finetune"},  # fmt: skip
 }
 """Which layers each layer may import. The organism's paths and prompts are data that need no torch."""
 NO_TORCH = ("core", "statistics", "judging", "store", "report", "cli")

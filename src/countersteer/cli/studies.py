@@ -75,6 +75,10 @@ def _run(study: str, out: Path, *, as_json: bool, in_flight: int = 64, **more: A
         finished = None
     if finished is None:
         with watch(loaded.base) as observer:
+            if loaded.settings.finetune is not None:
+                from countersteer.finetune.recipe import prepare
+
+                prepare(loaded, out, observer=observer)
             finished = runner.run_study(loaded, out, observer=observer, in_flight=in_flight, **more)
     else:
         say(f"{out} is finished; this is its result")

@@ -61,7 +61,7 @@ def summarise(run: RunReader) -> dict[str, Any]:
     again = compared
     if anything_degraded:
         again = contrasts(clean, base, effects=clean_effects, rng=partial(draws, "without degraded"), against=against)
-    is_organism = study.get("model") == "organism"
+    is_organism = str(study.get("model", "")).startswith("organism")
     return {
         "run": str(run.folder),
         "study": run.header.get("study"),

@@ -16,6 +16,7 @@ from countersteer.core.errors import InputError, nearest
 from countersteer.core.request import Sampling
 from countersteer.studies.schema import ArmSection, Study
 from countersteer.studies.schema_arms import DETECTORS, HELD_OUT, META_PROMPTS, PrefixRule, RandomClamp
+from countersteer.studies.schema_finetune import FINETUNE
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LABEL = "{label}"
@@ -51,6 +52,9 @@ class Arm:
     directions: str | None = None
     recalibrate: bool = False
     against: str | None = None
+    adapter: str | None = None
+    """What requests call the adapter: its folder, or its name in the [finetune] section."""
+    adapter_facts: Mapping[str, Any] | None = None
 
     @property
     def own_strengths(self) -> bool:
@@ -119,6 +123,7 @@ class Arm:
         given = {"prompts": self.prompts, "directions": self.directions, "against": self.against}
         more |= {name: value for name, value in given.items() if value is not None}
         more |= {"recalibrate": True} if self.recalibrate else {}
+        more |= {"adapter": {"name": self.adapter, **(self.adapter_facts or {})}} if self.adapter else {}
         return {**kind, **texts, **more, "span": self.span, "layer": self.layer, "steered": self.steered}
 
 
@@ -171,7 +176,7 @@ def _check(name: str, section: ArmSection, *, is_base: bool) -> None:
     if section.recalibrate and isinstance(section.prefix, PrefixRule):
         raise InputError(f"[arms.{name}] cannot recalibrate under a prefix taken from another arm; leave one out")
     if is_base:
-        for key in ("strength_sd", "directions", "against", "prompts"):
+        for key in ("strength_sd", "directions", "against", "prompts", "adapter"):
             if getattr(section, key) is not None:
                 raise InputError(f"[arms.{name}] is the base arm, which takes no {key}; put it into another arm")
         if (
@@ -201,7 +206,15 @@ def _check_references(arms: Sequence[Arm], base: str) -> None:
 
 
 def _levels(settings: Study, name: str, section: ArmSection, notes: list[str]) -> list[Arm]:
-    """The arm, or one arm per level or per set."""
+    """The arm, or one arm per level, per set or per adapter."""
+    if section.adapter == FINETUNE:
+        if settings.finetune is None:
+            need = "needs a [finetune] section; add one, or give a folder"
+            raise InputError(f'[arms.{name}] adapter = "finetune" {need}')
+        one = _level(settings, name, section, notes)
+        if len(one) > 1 or isinstance(section.clamp, RandomClamp):
+            raise InputError(f"[arms.{name}] has both adapters and other levels; put one into another arm")
+        return [replace(one[0], name=f"{name}@{k}", adapter=v) for k, v in settings.finetune.adapters.items()]
     if isinstance(section.clamp, RandomClamp):
         one = _level(settings, name, section, notes)
         if len(one) > 1:
@@ -268,6 +281,7 @@ def _arm(settings: Study, name: str, section: ArmSection, strength: float | None
         directions=section.directions,
         recalibrate=section.recalibrate,
         against=section.against,
+        adapter=section.adapter,
     )
 
 

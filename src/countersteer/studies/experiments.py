@@ -95,6 +95,9 @@ class Experiments:
 
     async def resolve(self, arm: Arm, generator: Generator, progress: Callable[[int, int], None]) -> Arm | None:
         """The arm with its rules replaced by what was found; None if it is another arm over again."""
+        if arm.adapter is not None:
+            facts = self.engine.describe().get("adapters", {})
+            arm = replace(arm, adapter_facts=facts.get(arm.adapter))
         if isinstance(arm.clamp_rule, str):
             arm = self._detected(arm)
         elif isinstance(arm.clamp_rule, RandomClamp):

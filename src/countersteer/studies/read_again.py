@@ -27,19 +27,22 @@ def trace_run(
 
     with Run.open(folder, write=True) as run:
         loaded = studies.parse(run.study, name=str(folder))
-        given = tools(loaded)
+        given = load_tools(loaded, out=folder) if tools is load_tools else tools(loaded)
         try:
             check_inputs(run, model=given.engine.model_fingerprint, sae=given.sae.fingerprint)
             _, read_layer = layers(loaded, given.sae)
             chosen = _chosen(run, latents, given.sae)
+            adapter = (run.arms().get(arm or run.base_arm) or {}).get("adapter")
+            engine: Any = given.engine
+            engine = engine if adapter is None else engine.adapters.engine(adapter["name"])
             found: dict[str, Any] = {}
 
             async def go() -> None:
-                found.update(await trace(run, given.engine, given.sae, chosen, layer=read_layer, arm=arm, most=most))
+                found.update(await trace(run, engine, given.sae, chosen, layer=read_layer, arm=arm, most=most))
 
             drive(go())
         finally:
-            if tools is load_tools:
+            if given.close:
                 given.engine.close()
         run.set_facts(trace={"asked": latents, **found})
     return found

@@ -67,7 +67,7 @@ def run_study(
         began = time.monotonic()
         before = run.fact("seconds", 0.0)
         observer.stage("loading", None)
-        given = tools(spec)
+        given = load_tools(spec, out=out) if tools is load_tools else tools(spec)
         try:
             begin = adopt(spec, run, given, prompts)
             study = _Study(spec, run, given, prompts, observer)
@@ -75,7 +75,7 @@ def run_study(
             study.search_only = search_only
             drive(study.go(begin, in_flight))
         finally:
-            if tools is load_tools:
+            if given.close:
                 given.engine.close()
             with contextlib.suppress(StoreError):  # the error on its way says what went wrong
                 run.set_facts(seconds=before + time.monotonic() - began)

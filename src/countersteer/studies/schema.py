@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
 from countersteer.studies.schema_arms import Clamp, Prefix
+from countersteer.studies.schema_finetune import FinetuneSection
 from countersteer.studies.schema_judge import JudgeSection
 
 
@@ -69,11 +70,15 @@ class StudySection(Section):
 
 
 class EngineSection(Section):
-    """Where responses come from. dtype and device: None leaves the engine's own choice, which the header records."""
+    """Where responses come from. dtype and device: None leaves the engine's own choice, which the header records.
+
+    adapter: a LoRA folder under every response of the study, the unsteered references included.
+    """
 
     kind: Literal["embedded"] = "embedded"
     dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
     device: Text | None = None
+    adapter: Text | None = None
 
 
 class LatentsSection(Section):
@@ -173,6 +178,7 @@ class ArmSection(Section):
     calibrated strengths, the same strength for every latent. meta_prompt: a suffix by name. prefix: a text or a table
     (see PrefixRule). prompts: other prompts than the study's. directions: "contrast" or a file, in place of latents.
     recalibrate: find strengths under this arm's own conditions. against: the arm it is compared with (base).
+    adapter: a LoRA folder, or "finetune" for every adapter of the [finetune] section, one level each.
     """
 
     strength: Levels | None = None
@@ -187,6 +193,7 @@ class ArmSection(Section):
     directions: Text | None = None
     recalibrate: bool = False
     against: Text | None = None
+    adapter: Text | None = None
     span: SpanText | None = None
     steer_layer: Layer | None = None
     sampling: ArmSampling | None = None
@@ -204,6 +211,7 @@ class Study(Section):
     judge: JudgeSection = JudgeSection()
     detectors: DetectorsSection = DetectorsSection()
     directions: DirectionsSection = DirectionsSection()
+    finetune: FinetuneSection | None = None
     arms: dict[str, ArmSection]
 
 
@@ -211,8 +219,6 @@ LATER: dict[tuple[str, ...], str] = {
     ("engine", "device_map"): "load the model on one device",
     ("engine", "urls"): 'use kind = "embedded"',
     ("engine", "tensor_parallel_size"): 'use kind = "embedded"',
-    ("engine", "adapter"): "give a folder with the adapter merged as model",
-    ("arms", "*", "adapter"): "run a second study with the other model",
     ("arms", "*", "model"): "run a second study with the other model",
     ("arms", "*", "judge"): "run a second study with the other judge",
 }

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from countersteer.core.errors import InputError
+from countersteer.core.errors import InputError, RefusedError
 from countersteer.core.fingerprint import fingerprint
 from countersteer.engines.base import Engine
 from countersteer.store import Run, RunRefusedError
+from countersteer.studies.arms import Arm
 from countersteer.studies.header import header
 from countersteer.studies.prompts import load_prompts
 from countersteer.studies.spec import Spec
@@ -21,21 +22,66 @@ from countersteer.studies.spec import Spec
 
 @dataclass(frozen=True)
 class Tools:
-    """What a run works with. Whoever made the engine closes it."""
+    """What a run works with. Whoever made the engine closes it; with `close` that is the run."""
 
     engine: Engine
     sae: Any
+    close: bool = False
 
 
-def load_tools(spec: Spec) -> Tools:
-    """The SAE and the engine that a study names. Raises InputError before the model is loaded where it can."""
+ADAPTERS = "adapters"
+"""Where a run keeps the adapters that its study's [finetune] section trained."""
+
+
+def load_tools(spec: Spec, *, out: str | Path | None = None) -> Tools:
+    """The SAE and the engine that a study names. Raises InputError before the model is loaded where it can.
+
+    `out`: the folder of the run, which holds the adapters that the study's [finetune] section made.
+    """
     import countersteer as cs
 
     study, settings = spec.settings.study, spec.settings.engine
     sae = cs.load_sae(study.sae)
     check_latents(spec, sae)
-    engine = cs.load_engine(study.model, dtype=settings.dtype, device=settings.device)
-    return Tools(engine, sae)
+    engine = cs.load_engine(
+        study.model, dtype=settings.dtype, device=settings.device, adapter=settings.adapter,
+        adapters=adapters_of(spec, out=out),
+    )  # fmt: skip
+    return Tools(engine, sae, close=True)
+
+
+def adapters_of(spec: Spec, *, out: str | Path | None = None) -> dict[str, Path]:
+    """Folders of the adapters that arms name. Raises InputError for one that is not there.
+
+    RefusedError for an adapter that was trained on prompts of its arm, unless its data says that this is meant.
+    """
+    made = set(spec.settings.finetune.adapters.values()) if spec.settings.finetune is not None else set()
+    found: dict[str, Path] = {}
+    for arm in spec.arms:
+        if spec.settings.engine.adapter is not None:
+            _require_unseen(Path(spec.settings.engine.adapter), spec, arm)
+        if arm.adapter is None:
+            continue
+        folder = Path(out or ".") / ADAPTERS / arm.adapter if arm.adapter in made else Path(arm.adapter)
+        if arm.adapter in made and not folder.is_dir():
+            raise InputError(f"{folder} is not trained yet; `countersteer run {spec.name} --out {out}` trains it")
+        found[arm.adapter] = folder
+        _require_unseen(folder, spec, arm)
+    return found
+
+
+def _require_unseen(folder: Path, spec: Spec, arm: Arm) -> None:
+    """Raise RefusedError if an arm's prompts were trained on."""
+    from countersteer.engines.embedded.adapter_record import read_adapter
+
+    facts = read_adapter(folder).facts
+    both = set(facts.get("train_prompts", ())) & set(load_prompts(arm.prompts or spec.settings.trials.prompts))
+    if both and not facts.get("overlap"):
+        raise RefusedError(
+            f"[arms.{arm.name}] on {len(both)} prompts that its adapter was trained on",
+            f"it would measure memory ({sorted(both)[0]!r} for one)",
+            "other prompts, or data made with --overlap",
+        )
 
 
 def make_judge(references: Mapping[str, Sequence[str]]) -> Any:
@@ -90,6 +136,9 @@ def adopt(spec: Spec, run: Run, tools: Tools, prompts: Sequence[str]) -> dict[st
         "sae": tools.sae.fingerprint,
         "prompts": fingerprint(list(prompts)),
     }
+    for name, key in (("adapter", "adapter"), ("adapters", "adapters")):
+        if described.get(key):
+            inputs[name] = fingerprint(described[key])
     check_inputs(run, **inputs)
     return {"inputs": inputs, "engine": described}
 

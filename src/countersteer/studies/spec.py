@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from countersteer.core.errors import InputError, RefusedError, nearest
 from countersteer.core.request import Sampling
 from countersteer.judging.rubrics import load as load_rubric
+from countersteer.organism import SHIPPED
 from countersteer.studies.arms import Arm, expand
 from countersteer.studies.schema import LATER, ArmSection, Study
 from countersteer.studies.schema_arms import DETECTORS
@@ -135,7 +136,7 @@ def _absolute(settings: Study, folder: Path) -> Study:
 
     study = settings.study
     same = {"model": study.model, "sae": study.sae}
-    moved = {k: v if v == "organism" else found(v) for k, v in same.items()}
+    moved = {k: v if v in SHIPPED else found(v) for k, v in same.items()}
     prompts = settings.trials.prompts
     return _changed(
         settings,
@@ -143,13 +144,14 @@ def _absolute(settings: Study, folder: Path) -> Study:
         trials=_changed(settings.trials, prompts=found(prompts) if "." in prompts or "/" in prompts else prompts),
         latents=_changed(settings.latents, labels=found(settings.latents.labels)),
         judge=_changed(settings.judge, rubric=found(settings.judge.rubric)),
+        engine=_changed(settings.engine, adapter=found(settings.engine.adapter)),
         arms={name: _absolute_arm(arm, found) for name, arm in settings.arms.items()},
     )
 
 
 def _absolute_arm(arm: ArmSection, found: Callable[[str | None], str | None]) -> ArmSection:
     """An arm with its files' paths made absolute."""
-    paths = {"clamp": arm.clamp, "prompts": arm.prompts, "directions": arm.directions}
+    paths = {"clamp": arm.clamp, "prompts": arm.prompts, "directions": arm.directions, "adapter": arm.adapter}
     moved = {
         key: found(value) for key, value in paths.items() if isinstance(value, str) and ("." in value or "/" in value)
     }
@@ -236,7 +238,7 @@ def _defaulted(settings: Study) -> list[str]:
     names = []
     for section in _SECTIONS:
         value = getattr(settings, section)
-        if section != "arms":
+        if section != "arms" and value is not None:
             names += [f"{section}.{key}" for key in type(value).model_fields if key not in value.model_fields_set]
     return names
 

@@ -1,0 +1,94 @@
+"""Making a data set: which sources, how many of each, which prompts. The model's own answers are generated here.
+
+Corrections come from templates, from the model's own steered episodes in runs, and from a language model, in equal
+parts; where a source gives fewer than its part, the others fill up.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from countersteer import __version__
+from countersteer.core.errors import InputError
+from countersteer.core.request import Sampling
+from countersteer.finetune.answers import normal_examples, own_answers
+from countersteer.finetune.examples import Dataset, Example
+from countersteer.finetune.own_episodes import from_run
+from countersteer.finetune.templates import from_templates, templates
+
+log = logging.getLogger(__name__)
+CORRECTIONS, NORMALS = 918, 760
+"""The paper's numbers of examples."""
+Writer = Callable[[int, Mapping[str, Sequence[str]]], list[Example]]
+"""A language model's corrections: takes how many, and the model's own answers."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where corrections come from: `templates` (a name, or None), steered `runs`, and a `writer`.
+
+    With runs, templates also give the acknowledgements; `words` names them where templates themselves are not a source.
+    """
+
+    templates: str | None = "general"
+    runs: tuple[Path, ...] = ()
+    writer: Writer | None = None
+    words: str = "general"
+
+    def __post_init__(self) -> None:
+        if self.templates is None and not self.runs and self.writer is None:
+            raise InputError("corrections need a source: templates, a steered run, or a language model")
+
+
+def make(
+    engine: Any, *, train: Sequence[str], held_out: Sequence[str], sources: Sources, corrections: int = CORRECTIONS,
+    normals: int = NORMALS, seed: int = 0, overlap: bool = False, sampling: Sampling | None = None,
+    stage: Callable[[str, int | None], None] | None = None, progress: Callable[[int, int], None] | None = None,
+) -> Dataset:  # fmt: skip
+    """A data set for the engine's model. Raises InputError for an overlapping split or an empty class."""
+    if corrections < 0 or normals < 0 or not corrections + normals:
+        raise InputError(f"numbers of examples must be >= 0 and not both 0, got {corrections} and {normals}")
+    Dataset((), tuple(train), tuple(held_out), overlap=overlap)  # refuses an overlap before anything is generated
+    sampling = sampling or Sampling(temperature=0.6, max_tokens=512)
+    each = max(2, -(-normals // max(len(train), 1)))
+    if stage is not None:
+        stage("answers", each * len(train))
+    answers = own_answers(engine, train, each=each, seed=seed, sampling=sampling, progress=progress)
+    if stage is not None:
+        stage("corrections", None)
+    made = _corrections(engine, train, answers, sources, corrections, seed) if corrections else []
+    facts = {
+        "countersteer": __version__, "model_fingerprint": engine.model_fingerprint, "seed": seed,
+        "sampling": {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens},
+        "sources": {"templates": sources.templates, "runs": [str(run) for run in sources.runs],
+                    "language_model": sources.writer is not None},
+    }  # fmt: skip
+    examples = (*made, *normal_examples(answers, count=normals, seed=seed))
+    return Dataset(examples, tuple(train), tuple(held_out), facts, overlap)
+
+
+def _corrections(
+    engine: Any, prompts: Sequence[str], answers: Mapping[str, Sequence[str]], sources: Sources, count: int, seed: int
+) -> list[Example]:  # fmt: skip
+    """Corrections in equal parts; templates and the writer fill up what runs cannot give."""
+    words = templates(sources.templates or sources.words)
+    parts = len(sources.runs) + (sources.templates is not None) + (sources.writer is not None)
+    share = -(-count // parts)
+    out: list[Example] = []
+    for run in sources.runs:
+        found = from_run(
+            run, prompts, answers, words, count=min(share, count - len(out)), seed=seed, model=engine.model_fingerprint
+        )
+        if len(found) < share:
+            log.info("%s gives %d of %d corrections; it has no more off-topic responses", run, len(found), share)
+        out += found
+    if sources.writer is not None and len(out) < count:
+        left = count - len(out)
+        out += sources.writer(left if sources.templates is None else min(share, left), answers)
+    if sources.templates is not None and len(out) < count:
+        out += from_templates(words, prompts, answers, count=count - len(out), seed=seed)
+    return out

@@ -1,0 +1,99 @@
+"""Corrections from the model's own steered responses in a run: what it will meet when it is steered again.
+
+A response that went off topic gives its first sentences; the acknowledgement comes from templates and the answer is one
+of the model's own. A response that corrected itself well is taken as it stands. Latent and strength are kept with the
+example, so that training can happen under the same steering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from countersteer.core.errors import InputError
+from countersteer.core.fingerprint import named_seed, rng
+from countersteer.core.trial import OK
+from countersteer.finetune.compose import correction, stretch_of
+from countersteer.finetune.examples import CORRECTION, Example
+from countersteer.finetune.templates import Templates
+from countersteer.store import Run
+
+OFF_TOPIC = 50.0
+"""A first attempt below this score is off topic."""
+RECOVERED = 80.0
+"""A last attempt of at least this score, after an off-topic one, is a correction as it stands."""
+
+
+def from_run(
+    folder: str | Path, prompts: Sequence[str], answers: Mapping[str, Sequence[str]], which: Templates, *, count: int,
+    seed: int, arm: str | None = None, model: str | None = None,
+) -> list[Example]:  # fmt: skip
+    """At most `count` corrections from a run's steered arm (base unless given) on the train prompts.
+
+    `model`: fingerprint of the model to be trained, which must be the run's. Raises InputError for another model's run,
+    an arm that is not steered, and where no response is off topic.
+    """
+    with Run.open(folder) as run:
+        name = arm or run.base_arm
+        arms = run.arms()
+        if name not in arms:
+            raise InputError(f"{folder} has no arm {name!r}; it has {', '.join(arms) or 'none yet'}")
+        if not arms[name].get("steered"):
+            raise InputError(f"arm {name} of {folder} is not steered, so it has no steered episodes; name another arm")
+        if not run.finished:
+            raise InputError(f"{folder} is not finished: run its study to the end, then take its episodes")
+        theirs = run.header.get("inputs", {}).get("model")
+        if model is not None and theirs != model:
+            raise InputError(f"{folder} is a run of another model than the one to be trained; use a run of that model")
+        layer = arms[name].get("layer")
+        layer = run.fact("steer_layer") if layer is None else layer
+        span = str(arms[name].get("span", "all"))
+        known = {prompt for prompt in prompts if answers.get(prompt)}
+        trials = [t for t in run.trials(name) if t.status == OK and t.plan.prompt in known and _low(t)]
+    out: list[Example] = []
+    for index in rng(seed, "episodes").permutation(len(trials)):
+        if len(out) == count:
+            break
+        trial = trials[index]
+        steer = {"latent": trial.plan.latent, "strength": trial.plan.strength, "layer": layer, "span": span}
+        draw = np.random.default_rng(named_seed(seed, "episodes", trial.plan.key))
+        made = _whole(trial, steer) or _composed(trial, steer, answers[trial.plan.prompt], which, draw)
+        if made is not None:
+            out.append(made)
+    if not out:
+        raise InputError(f"no response of arm {name} in {folder} to the train prompts is off topic; steer harder")
+    return out
+
+
+def _low(trial: Any) -> bool:
+    return bool(trial.scores) and trial.scores[0] < OFF_TOPIC
+
+
+def _whole(trial: Any, steer: Mapping[str, Any]) -> Example | None:
+    """The response as it stands, if it corrected itself well: trained from its second attempt on."""
+    if len(trial.scores) < 2 or trial.scores[-1] < RECOVERED:
+        return None
+    scored = [a for a in trial.grade["attempts"] if a["score"] is not None]
+    text = trial.text.rstrip()
+    at = int(scored[1]["start"])
+    while at > 0 and text[at - 1].isspace():
+        at -= 1
+    if not 0 < at < len(text):
+        return None
+    return Example(trial.plan.prompt, text, ((at, len(text)),), CORRECTION, "own episodes", None, True, steer)
+
+
+def _composed(
+    trial: Any, steer: Mapping[str, Any], said: Sequence[str], which: Templates, draw: np.random.Generator
+) -> Example | None:  # fmt: skip
+    """The beginning of the response, an acknowledgement, and one of the model's own answers."""
+    scored = [a for a in trial.grade["attempts"] if a["score"] is not None]
+    stretch = stretch_of(trial.text[: int(scored[0]["end"])], draw)
+    if stretch is None:
+        return None
+    prompt = trial.plan.prompt
+    answer = said[int(draw.integers(len(said)))]
+    return correction(prompt, stretch, which.acknowledgement(prompt, draw), answer, source="own episodes", steer=steer)

@@ -1,0 +1,130 @@
+"""What a study with a [finetune] section does before it runs: data and adapters, kept in the folder of the run.
+
+Every step is skipped when its result is there, so an interrupted study goes on where it was. The data and the adapters
+are those of this study: a folder with others is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from countersteer.core.errors import InputError
+from countersteer.finetune import data as making
+from countersteer.finetune import examples
+from countersteer.finetune.settings import TrainSettings
+from countersteer.studies.prompts import load_prompts
+from countersteer.studies.runner import run_study
+from countersteer.studies.schema_finetune import FinetuneSection
+from countersteer.studies.setup import ADAPTERS
+from countersteer.studies.spec import Spec, parse
+
+log = logging.getLogger(__name__)
+DATA, EPISODES = "finetune-data", "finetune-episodes"
+
+
+def prepare(spec: Spec, out: str | Path, *, observer: Any = None) -> list[Path]:
+    """Make the data and train the adapters of a study's [finetune] section; their folders, [] without one.
+
+    Raises CountersteerError; a second call with everything there does nothing.
+    """
+    section = spec.settings.finetune
+    if section is None:
+        return []
+    place = Path(out)
+    train, held_out = load_prompts(section.prompts), _evaluated(spec)
+    if set(train) & set(held_out) and not section.overlap:
+        both = sorted(set(train) & set(held_out))
+        raise InputError(
+            f"[finetune] prompts and the study's own share {len(both)}, {both[0]!r} for one: the adapters would be"
+            " measured on what they were trained on; use other prompts, or overlap = true"
+        )
+    wanted = [place / ADAPTERS / name for name in section.adapters.values()]
+    engine = spec.settings.engine
+    settings = TrainSettings(dtype=engine.dtype, device=engine.device, **section.optimiser())
+    made = _data(spec, section, place, train, held_out, observer)
+    steering = _steering(spec, place) if section.steering else None
+    _train(spec, section, made, place / ADAPTERS, settings, steering, observer)
+    return wanted
+
+
+def _evaluated(spec: Spec) -> list[str]:
+    """Every prompt on which the study tries its model."""
+    sets = [spec.settings.trials.prompts, *(arm.prompts for arm in spec.arms if arm.prompts)]
+    return list(dict.fromkeys(prompt for name in sets for prompt in load_prompts(name)))
+
+
+def episodes_study(spec: Spec) -> Spec:
+    """The study whose base arm gives the model's own steered episodes on the train prompts."""
+    section = spec.settings.finetune
+    assert section is not None
+    given = spec.settings.model_dump(mode="json", exclude_none=True, exclude={"finetune", "arms"})
+    given["trials"]["prompts"], given["trials"]["resample"] = section.prompts, 0
+    arm = spec.settings.arms[spec.base].model_dump(mode="json", exclude_none=True)
+    return parse(tomli_w.dumps({**given, "arms": {"base": arm}}), name=f"episodes of {spec.name}")
+
+
+def _data(
+    spec: Spec, section: FinetuneSection, place: Path, train: list[str], held_out: list[str], observer: Any
+) -> examples.Dataset:  # fmt: skip
+    runs: tuple[Path, ...] = ()
+    if section.episodes or section.steering:
+        run_study(episodes_study(spec), place / EPISODES, observer=observer).close()
+        runs = (place / EPISODES,) if section.episodes else ()
+    if (place / DATA / examples.HEADER).is_file():
+        kept = examples.load(place / DATA)
+        asked = {"train": set(train), "eval": set(held_out)}
+        if {"train": set(kept.train), "eval": set(kept.held_out)} != asked:
+            raise InputError(f"{place / DATA} was made for other prompts; choose another folder with --out")
+        return kept
+    import countersteer as cs
+
+    engine_section = spec.settings.engine
+    engine = cs.load_engine(
+        spec.settings.study.model, dtype=engine_section.dtype, device=engine_section.device, places=64
+    )
+    try:
+        made = making.make(
+            engine, train=train, held_out=held_out,
+            sources=making.Sources(section.templates, runs, words=section.templates),
+            corrections=section.corrections, normals=section.normals, seed=spec.settings.study.seed,
+            overlap=section.overlap, sampling=spec.sampling,
+            stage=None if observer is None else observer.stage,
+            progress=None if observer is None else observer.progress,
+        )  # fmt: skip
+    finally:
+        engine.close()
+    examples.save(made, place / DATA)
+    return made
+
+
+def _steering(spec: Spec, place: Path) -> Callable[[examples.Example], Any]:
+    import countersteer as cs
+    from countersteer.finetune.steering import steering_of
+    from countersteer.store import Run
+
+    with Run.open(place / EPISODES) as run:
+        model = run.header["inputs"]["model"]
+    return steering_of(place / EPISODES, cs.load_sae(spec.settings.study.sae), model=model)
+
+
+def _train(
+    spec: Spec, section: FinetuneSection, made: examples.Dataset, folder: Path, settings: TrainSettings,
+    steering: Callable[[examples.Example], Any] | None, observer: Any,
+) -> None:  # fmt: skip
+    from countersteer.finetune import train
+
+    def watch(name: str) -> train.Progress | None:
+        if observer is None:
+            return None
+        observer.stage(f"training {name}", None)
+        return lambda done, total, loss: observer.progress(done, total)
+
+    train.train_all(
+        lambda: train.load_base(spec.settings.study.model, settings), made, folder, ratios=section.ratios,
+        seeds=section.seeds, settings=settings, steering=steering, progress=watch,
+    )  # fmt: skip

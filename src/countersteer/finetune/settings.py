@@ -1,0 +1,62 @@
+"""Settings of a training run: the paper's, where it gives them (ESR paper, arXiv 2602.06941, experiment 4)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from countersteer.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """LoRA on every linear layer but the output's, AdamW with a cosine schedule.
+
+    `batch` is the effective batch, made of steps of `micro_batch` (default: all at once). `validation` is the share of
+    examples held back, whole prompts at a time. `save_steps`: a checkpoint every so many steps. `dtype`: None is
+    bfloat16 on a GPU (the paper's) and float32 on a CPU. `checkpointing` trades time for memory.
+    """
+
+    rank: int = 32
+    alpha: int = 16
+    dropout: float = 0.05
+    learning_rate: float = 2e-4
+    warmup: int = 10
+    epochs: float = 4.0
+    batch: int = 8
+    micro_batch: int | None = None
+    max_length: int = 4096
+    validation: float = 0.05
+    total: int | None = None
+    save_steps: int = 200
+    dtype: str | None = None
+    device: str | None = None
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        def refuse(name: str, need: str) -> InputError:
+            return InputError(f"training {name} must be {need}, got {getattr(self, name)!r}")
+
+        for name in ("rank", "alpha", "batch", "max_length", "save_steps"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise refuse(name, "a whole number >= 1")
+        for name in ("learning_rate", "epochs"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise refuse(name, "a number above 0")
+        for name in ("dropout", "validation"):
+            if not 0 <= getattr(self, name) < 1:
+                raise refuse(name, "in [0, 1)")
+        if type(self.warmup) is not int or self.warmup < 0:
+            raise refuse("warmup", "a whole number >= 0")
+        if self.total is not None and self.total < 1:
+            raise refuse("total", "a whole number >= 1")
+        micro = self.micro_batch
+        if micro is not None and (micro < 1 or self.batch % micro):
+            raise refuse("micro_batch", f"a divisor of the batch ({self.batch})")
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """What decides the weights (where checkpoints lie does not)."""
+        return {k: v for k, v in asdict(self).items() if k not in ("save_steps", "device")}

@@ -1,0 +1,229 @@
+"""LoRA training with trl on exactly the trained tokens; interrupted, it goes on and ends with the same weights.
+
+The data reaches trl as token ids and labels, and what trl makes of them is compared with them token by token before the
+first step. An adapter folder appears whole or not at all: peft's two files and our record with the model's fingerprint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from countersteer.core.errors import InputError
+from countersteer.core.fingerprint import fingerprint
+from countersteer.engines.embedded.adapter_record import (
+    CONFIG,
+    RECORD,
+    WEIGHTS,
+    AdapterRecord,
+    read_adapter,
+    write_record,
+)
+from countersteer.finetune.encode import Encoded, encode_all
+from countersteer.finetune.examples import CORRECTION, Dataset, Example
+from countersteer.finetune.mix import Mixture, check_ratios, mix, total_for
+from countersteer.finetune.settings import TrainSettings
+
+log = logging.getLogger(__name__)
+Progress = Callable[[int, int, float | None], None]
+"""Called with steps done, steps in all, and the latest loss."""
+STATE = "training"
+_NEEDED = "fine-tuning needs trl and peft, which are not installed; pip install 'countersteer[finetune]'"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model to be trained: verified module and tokenizer, its name and its fingerprint."""
+
+    module: Any
+    tokenizer: Any
+    name: str
+    fingerprint: str
+
+
+def load_base(name: str, settings: TrainSettings) -> Base:
+    """The model of a name, a folder or "organism", as the engine loads it. Raises InputError."""
+    import torch
+
+    from countersteer.engines.embedded.model import load_model, parse_device
+
+    dtype = settings.dtype or ("bfloat16" if parse_device(settings.device).type == "cuda" else "float32")
+    model = load_model(name, dtype=dtype, device=settings.device)
+    torch.set_grad_enabled(True)
+    return Base(model.module, model.tokenizer, name, model.fingerprint)
+
+
+def adapter_name(ratio: float, seed: int) -> str:
+    """The folder name of an adapter among others."""
+    return f"ratio-{ratio:g}-seed-{seed}"
+
+
+def train_all(
+    base: Callable[[], Base], data: Dataset, out: Path, *, ratios: Sequence[float], seeds: Sequence[int] = (0,),
+    settings: TrainSettings | None = None, steering: Callable[[Example], Any] | None = None,
+    progress: Callable[[str], Progress | None] | None = None,
+) -> list[AdapterRecord]:  # fmt: skip
+    """One adapter per ratio and seed, in `out`/ratio-R-seed-S; those that are there are kept. Raises InputError.
+
+    `base` gives a fresh model each time. `steering`: the intervention that an example is trained under, or None.
+    """
+    settings = settings or TrainSettings()
+    total = settings.total or total_for(data, check_ratios(ratios))
+    done = []
+    for seed in dict.fromkeys(seeds):
+        for ratio in check_ratios(ratios):
+            name = adapter_name(ratio, seed)
+            mixture = mix(data, ratio, total=total, seed=seed, validation=settings.validation)
+            watch = None if progress is None else progress(name)
+            done.append(train(base, mixture, out / name, data=data, seed=seed, settings=settings, steering=steering,
+                              progress=watch))  # fmt: skip
+    return done
+
+
+def train(
+    base: Callable[[], Base], mixture: Mixture, out: Path, *, data: Dataset, seed: int = 0,
+    settings: TrainSettings | None = None, steering: Callable[[Example], Any] | None = None,
+    progress: Progress | None = None,
+) -> AdapterRecord:  # fmt: skip
+    """Train one adapter into `out`, or go on where it was interrupted; a finished one of the same plan is returned.
+
+    Raises InputError for a folder of another plan, for data that cannot be encoded, and where trl is missing.
+    """
+    settings = settings or TrainSettings()
+    interventions = [None if steering is None else steering(example) for example in mixture.train]
+    plan = fingerprint({
+        "data": data.digest, "ratio": mixture.ratio, "seed": seed, "settings": settings.decisive,
+        "train": [e.to_dict() for e in mixture.train], "validation": [e.to_dict() for e in mixture.validation],
+        "steering": [None if s is None else s.fingerprint for s in interventions],
+    })  # fmt: skip
+    if (out / RECORD).is_file():
+        record = read_adapter(out)
+        if record.facts.get("plan") != plan:
+            raise InputError(f"{out} holds an adapter of other data or settings; choose another folder")
+        return record
+    model = base()
+    state = out / STATE
+    _claim(state, {"plan": plan, "model": model.fingerprint})
+    examples = encode_all(mixture.train, model.tokenizer, max_length=settings.max_length)
+    held = encode_all(mixture.validation, model.tokenizer, max_length=settings.max_length)
+    result = _fit(model, examples, held, interventions, state, seed=seed, settings=settings, progress=progress)
+    _save(result.pop("model"), out, model.name)
+    facts = {
+        "model": model.name, "ratio": mixture.ratio, "seed": seed, "examples": len(mixture.train),
+        "corrections": sum(e.kind == CORRECTION for e in mixture.train), "validation_examples": len(held),
+        "trained_tokens": sum(e.trained for e in examples), "data": data.digest, "plan": plan, **result,
+        "settings": settings.decisive, "steered": sum(s is not None for s in interventions),
+        "overlap": data.overlap, "train_prompts": list(data.train),
+    }  # fmt: skip
+    record = write_record(out, model=model.fingerprint, facts=facts)
+    shutil.rmtree(state)
+    return record
+
+
+def _claim(state: Path, plan: dict[str, str]) -> None:
+    """Make the folder of an unfinished training, or check that it is of the same plan."""
+    note = state / "plan.json"
+    if note.is_file():
+        if json.loads(note.read_text(encoding="utf-8")) != plan:
+            raise InputError(f"{state.parent} holds an unfinished training of other data or settings; remove it")
+        return
+    state.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(plan), encoding="utf-8")
+
+
+def checkpoint(state: Path) -> Path | None:
+    """The newest whole checkpoint; half-written ones (an interruption while saving) are removed."""
+    found = sorted(state.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    for place in reversed(found):
+        try:
+            json.loads((place / "trainer_state.json").read_text(encoding="utf-8"))  # written last
+            return place
+        except (OSError, ValueError):
+            shutil.rmtree(place)
+    return None
+
+
+def _fit(
+    base: Base, examples: Sequence[Encoded], held: Sequence[Encoded], interventions: Sequence[Any], state: Path, *,
+    seed: int, settings: TrainSettings, progress: Progress | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Run trl's trainer; the trained peft model and what was measured."""
+    from countersteer.finetune.steer import TrainingSteer
+
+    trainer = make_trainer(base, examples, held, state, seed=seed, settings=settings, progress=progress)
+    steer = None
+    if any(given is not None for given in interventions):
+        steer = TrainingSteer(base.module, interventions)
+        trainer.steer = steer
+    resume = checkpoint(state)
+    try:
+        outcome = trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    finally:
+        if steer is not None:
+            steer.close()
+            trainer.steer = None
+    loss = float(outcome.training_loss)
+    if not math.isfinite(loss):
+        raise InputError("training diverged (the loss is not a number); lower the learning rate")
+    losses = [(row["step"], row["loss"]) for row in trainer.state.log_history if "loss" in row]
+    found: dict[str, Any] = {
+        "model": trainer.model, "steps": int(trainer.state.global_step),
+        "loss": round(losses[-1][1], 4) if losses else round(loss, 4),
+        "losses": [[int(step), round(float(value), 4)] for step, value in losses],
+        "steered_tokens": steer.steered_tokens if steer is not None else 0,
+    }  # fmt: skip
+    if held:
+        trainer.steer = None
+        found["validation_loss"] = round(float(trainer.evaluate()["eval_loss"]), 4)
+    return found
+
+
+def make_trainer(
+    base: Base, examples: Sequence[Encoded], held: Sequence[Encoded], state: Path, *, seed: int,
+    settings: TrainSettings, progress: Progress | None = None,
+) -> Any:  # fmt: skip
+    """trl's trainer over encoded examples, its batches compared with them token by token. Raises InputError."""
+    try:
+        from countersteer.finetune.trainer import build
+    except ImportError as error:
+        raise InputError(_NEEDED) from error
+    return build(base, examples, held, state, seed=seed, settings=settings, progress=progress)
+
+
+def _save(model: Any, out: Path, name: str) -> None:
+    """Write peft's two files, without the local path of the model."""
+    part = out / (STATE + "-adapter")
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(str(part), safe_serialization=True)
+    config = json.loads((part / CONFIG).read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = name
+    (out / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (part / WEIGHTS).replace(out / WEIGHTS)
+    shutil.rmtree(part)
+
+
+def merge(base: Base, adapter: Path, out: Path) -> Path:
+    """Write the model with an adapter merged into its weights, as an ordinary model folder. Raises InputError."""
+    from countersteer.engines.embedded.adapter_record import require_model
+
+    record = read_adapter(adapter)
+    require_model(record, base.fingerprint, name=base.name)
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} exists already: give a new folder, nothing is overwritten")
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise InputError(_NEEDED) from error
+    merged = PeftModel.from_pretrained(base.module, str(adapter), autocast_adapter_dtype=False).merge_and_unload()
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    merged.save_pretrained(str(part), safe_serialization=True)
+    base.tokenizer.save_pretrained(str(part))
+    part.replace(out)
+    return out

@@ -1,0 +1,183 @@
+"""trl's SFTTrainer over token ids and labels made here: its settings, and a check of what it trains on."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import TrainerCallback
+from transformers.utils import logging as hf_logging
+from trl import SFTConfig, SFTTrainer
+
+from countersteer.core.errors import InputError
+from countersteer.finetune.encode import IGNORED, Encoded
+from countersteer.finetune.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from countersteer.finetune.train import Base, Progress
+
+
+COLUMNS = ("input_ids", "labels", "example", "prompt_tokens")
+"""What reaches the collator."""
+
+
+class _Collator:
+    """trl's batches, plus which example each row is and how long its prompt is."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = self.inner(rows)
+        batch["example"] = torch.tensor([row["example"] for row in rows])
+        batch["prompt_tokens"] = torch.tensor([row["prompt_tokens"] for row in rows])
+        return batch
+
+
+class Trainer(SFTTrainer):
+    """SFTTrainer that tells `steer` (if there is one) which rows come next, and writes no model card."""
+
+    steer: Any = None
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The loss of trl, under the steering of each row where training is steered."""
+        examples, prompts = inputs.pop("example"), inputs.pop("prompt_tokens")
+        if self.steer is not None:
+            lengths = inputs["attention_mask"].sum(1).tolist()
+            self.steer.rows(examples.tolist(), prompts.tolist(), lengths)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns: Any = list(COLUMNS)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """No model card: the record beside the adapter says how it was made."""
+
+
+class _Watch(TrainerCallback):
+    """Passes steps and losses on."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.loss: float | None = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.loss = float(logs["loss"])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress(int(state.global_step), int(state.max_steps), self.loss)
+
+
+def build(
+    base: Base, examples: Sequence[Encoded], held: Sequence[Encoded], state: Path, *, seed: int,
+    settings: TrainSettings, progress: Progress | None,
+) -> Trainer:  # fmt: skip
+    """The trainer, with the paper's optimiser settings. Raises InputError if trl would train on other tokens."""
+    dtype = next(base.module.parameters()).dtype
+    micro = settings.micro_batch or settings.batch
+    args = SFTConfig(
+        output_dir=str(state),
+        seed=seed,
+        data_seed=seed,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=settings.batch // micro,
+        max_length=settings.max_length,
+        bf16=dtype == torch.bfloat16,
+        use_cpu=base.module.device.type == "cpu",
+        gradient_checkpointing=settings.checkpointing,
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        eval_strategy="epoch" if held else "no",
+        prediction_loss_only=True,
+        logging_steps=10,
+        report_to=[],
+        disable_tqdm=True,
+        packing=False,
+        dataloader_pin_memory=False,
+        dataset_num_proc=None,
+    )
+    lora = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    base.module.train()
+    with _quiet():
+        trainer = Trainer(
+            model=base.module,
+            args=args,
+            train_dataset=_rows(examples),
+            eval_dataset=_rows(held) if held else None,
+            processing_class=base.tokenizer,
+            peft_config=lora,
+            callbacks=[_Watch(progress)] if progress is not None else None,
+        )
+        for own in ("PrinterCallback", "ProgressCallback"):
+            for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == own]:
+                trainer.remove_callback(callback)
+    trainer.data_collator = _Collator(trainer.data_collator)
+    _same(trainer, trainer.train_dataset, examples)
+    if held:
+        _same(trainer, trainer.eval_dataset, held)
+    return trainer
+
+
+def _rows(examples: Sequence[Encoded]) -> Dataset:
+    return Dataset.from_dict({
+        "input_ids": [list(e.ids) for e in examples],
+        "labels": [list(e.labels) for e in examples],
+        "example": list(range(len(examples))),
+        "prompt_tokens": [e.prompt_tokens for e in examples],
+    })  # fmt: skip
+
+
+def _same(trainer: Trainer, rows: Dataset, examples: Sequence[Encoded]) -> None:
+    """Compare what trl will train on, after its own preparation and padding, with what it was given."""
+    if len(rows) != len(examples):
+        raise InputError(f"trl kept {len(rows)} of {len(examples)} examples; their lengths exceed max_length")
+    for start in range(0, len(rows), 64):
+        part = [rows[i] for i in range(start, min(start + 64, len(rows)))]
+        batch = trainer.data_collator([{k: row[k] for k in COLUMNS} for row in part])
+        for row, wanted in zip(range(len(part)), (examples[int(p["example"])] for p in part), strict=True):
+            size = len(wanted.ids)
+            ids, labels = batch["input_ids"][row].tolist(), batch["labels"][row].tolist()
+            if ids[:size] != list(wanted.ids) or labels[:size] != list(wanted.labels) or set(labels[size:]) - {IGNORED}:
+                raise InputError("trl would train on other tokens than those of the spans; is its version supported?")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and warnings of the libraries while the trainer is made."""
+    from datasets import disable_progress_bars, enable_progress_bars, is_progress_bar_enabled
+
+    before, bars = hf_logging.get_verbosity(), is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    disable_progress_bars()
+    trl = logging.getLogger("trl")
+    level = trl.level
+    trl.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hf_logging.set_verbosity(before)
+        trl.setLevel(level)
+        if bars:
+            enable_progress_bars()
