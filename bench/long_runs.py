@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import resource
@@ -42,10 +43,15 @@ def study(folder: Path, trials: int) -> Path:
 
 
 TEXT = "Heat the iron on the cotton setting. Lay the shirt flat. Press the collar with steam. " * 2
-ANSWER = Completion(
-    TEXT, tuple(range(40)), 12, "stop", Receipt((LayerReceipt("resid_post.2", 51, 51, 0.4, 0.6, (), ()),), "scripted-1")
-)
-"""What the engine answers at once, so that its own time is not counted."""
+RECEIPT = Receipt((LayerReceipt("resid_post.2", 51, 51, 0.4, 0.6, (), ()),), "scripted-1")
+
+
+NUMBER = itertools.count()
+
+
+def answer(request: Any) -> Completion:
+    """What the engine answers at once, so that its own time is not counted: another text for every request."""
+    return Completion(f"{TEXT}{next(NUMBER)}", tuple(range(40)), 12, "stop", RECEIPT)
 
 
 class InstantJudge:
@@ -75,7 +81,7 @@ def scripted_run(trials: int, *, judge: Callable[[Any], Any] | None = None) -> d
         path = study(Path(folder), trials)
         loaded = spec.load(path)
         cpu, wall = time.process_time(), time.monotonic()
-        tools = world.tools(Path(folder) / "sae", script=lambda request: ANSWER)
+        tools = world.tools(Path(folder) / "sae", script=answer)
         with runner.run_study(loaded, Path(folder) / "run", tools=lambda _: tools) as run:
             count = sum(run.trial_counts().values())
         cpu, wall = time.process_time() - cpu, time.monotonic() - wall

@@ -35,8 +35,8 @@ def _plain(value: Any) -> Any:
         return _plain(value.item())
     if isinstance(value, np.ndarray):
         data = np.ascontiguousarray(value)
-        digest = hashlib.blake2b(data.tobytes(), digest_size=16).hexdigest()
-        return {"array": [str(data.dtype), list(data.shape), digest]}
+        hashed = hashlib.blake2b(data.tobytes(), digest_size=16).hexdigest()
+        return {"array": [str(data.dtype), list(data.shape), hashed]}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -46,20 +46,28 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"no canonical form for {type(value).__name__}")
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def canonical(value: Any) -> str:
     """Canonical JSON text of plain data, dataclasses and numpy arrays: sorted keys, no spaces."""
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _ENCODER.encode(_plain(value))
 
 
 def fingerprint(value: Any) -> str:
     """Hash (32 hexadecimal digits) of the canonical form of `value`."""
-    return hashlib.blake2b(canonical(value).encode(), digest_size=16).hexdigest()
+    return digest(canonical(value))
+
+
+def digest(text: str) -> str:
+    """Hash (32 hexadecimal digits) of a canonical text."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def named_seed(seed: int, *names: Any) -> int:
     """A seed in [0, 2**63) that depends on the root seed and the names only."""
-    digest = hashlib.blake2b(canonical([seed, *names]).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    drawn = hashlib.blake2b(canonical([seed, *names]).encode(), digest_size=8).digest()
+    return int.from_bytes(drawn, "little") >> 1
 
 
 def rng(seed: int, *names: Any) -> np.random.Generator:

@@ -5,7 +5,7 @@ A missing value is a status of its own, never 0 and never NaN.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 OK = "ok"
@@ -35,10 +35,7 @@ class Grade:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: {"status", "attempts": [{"start", "end", "score", "restart"}], ...}."""
-        data = asdict(self)
-        data["attempts"] = [asdict(a) for a in self.attempts]
-        data["flags"] = list(self.flags)
-        return data
+        return {**vars(self), "attempts": [dict(vars(a)) for a in self.attempts], "flags": list(self.flags)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Grade:

@@ -28,6 +28,8 @@ FORMAT = 1
 MAX_TEXT = 4_000_000
 """Longest text stored, in characters; a longer response is recorded as an error."""
 MAX_REASON = 2_000
+_RECEIPT = json.JSONEncoder(allow_nan=False)
+_GRADE = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 class Run(RunReader):
@@ -208,23 +210,19 @@ class Run(RunReader):
         if len(response.text) > MAX_TEXT:
             reason = f"the response has {len(response.text)} characters, more than {MAX_TEXT}"
             response = Response(response.key, "error", prompt_tokens=response.prompt_tokens, reason=reason)
-        receipt = None if response.receipt is None else json.dumps(response.receipt, allow_nan=False)
-        reason_text = None if response.reason is None else response.reason[:MAX_REASON]
-        ids = array("i", response.token_ids).tobytes()
-        with transaction(self._db, self.path):
-            self._db.execute(
-                "INSERT OR IGNORE INTO completions VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    response.key,
-                    response.status,
-                    response.text,
-                    ids,
-                    response.prompt_tokens,
-                    response.finish,
-                    receipt,
-                    reason_text,
-                ),
-            )
+        self._one(
+            "INSERT OR IGNORE INTO completions VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                response.key,
+                response.status,
+                response.text,
+                array("i", response.token_ids).tobytes(),
+                response.prompt_tokens,
+                response.finish,
+                None if response.receipt is None else _RECEIPT.encode(response.receipt),
+                None if response.reason is None else response.reason[:MAX_REASON],
+            ),
+        )
         return response
 
     @property
@@ -247,14 +245,26 @@ class Run(RunReader):
 
     def add_grade(self, prompt: str, label: str | None, text: str, grade: Grade, *, judge: str) -> None:
         """Record one judge's grade of one response."""
-        row = (
-            response_key(prompt, label, text),
-            judge,
-            grade.status,
-            json.dumps(grade.to_dict(), ensure_ascii=False, allow_nan=False),
-        )
-        with transaction(self._db, self.path):
-            self._db.execute("INSERT OR IGNORE INTO grades VALUES (?, ?, ?, ?)", row)
+        self.keep_grade(response_key(prompt, label, text), grade, judge=judge)
+
+    def keep_grade(self, response: str, grade: Grade, *, judge: str) -> None:
+        """Record one judge's grade of the response of this key (`rows.response_key`)."""
+        row = (response, judge, grade.status, _GRADE.encode(grade.to_dict()))
+        self._one("INSERT OR IGNORE INTO grades VALUES (?, ?, ?, ?)", row)
+
+    def kept_grade(self, response: str, *, judge: str) -> Grade | None:
+        """The grade of the response of this key by a judge, or None."""
+        for (text,) in self._rows("SELECT grade FROM grades WHERE response = ? AND judge = ?", (response, judge)):
+            return Grade.from_dict(json.loads(text))
+        return None
+
+    def _one(self, sql: str, values: Sequence[Any]) -> None:
+        """One statement, which is a transaction of its own. Raises StoreError in one line."""
+        try:
+            self._db.execute(sql, values)
+        except (sqlite3.Error, OSError):
+            with one_line(self.path, "write to"):
+                raise
 
 
 def _values(row: Any) -> tuple[Any, ...]:

@@ -17,8 +17,10 @@ from countersteer.core.request import Completion, Request, Sampling
 from countersteer.core.trial import Grade
 from countersteer.engines.base import Engine
 from countersteer.store import Response, Run
+from countersteer.store.rows import response_key
 
 T = TypeVar("T")
+_LOT = 16
 _PROBE = Request(prompt="Hello", sampling=Sampling(max_tokens=1, temperature=0.0))
 
 
@@ -52,6 +54,9 @@ class Generator:
         self._room = asyncio.Semaphore(in_flight)
         self._busy: dict[str, asyncio.Future[Response]] = {}
         self._judge: Any = None
+        self._awaited = False
+        self._waiting: list[tuple[tuple[str, str, str | None], asyncio.Future[Grade]]] = []
+        self._grading: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
         self._probing = asyncio.Lock()
         self.workers = 2 * in_flight
@@ -60,6 +65,7 @@ class Generator:
     def judged_by(self, judge: Any) -> None:
         """Set the judge (its references are frozen by now)."""
         self._judge = judge
+        self._awaited = inspect.iscoroutinefunction(judge.grade)
 
     def close(self) -> None:
         """End the judge's thread."""
@@ -113,20 +119,54 @@ class Generator:
 
     async def grade(self, prompt: str, label: str | None, text: str) -> Grade:
         """The judge's grade of one response, stored under the judge's key."""
-        stored = self._run.grade(prompt, label, text)
+        response, judge = response_key(prompt, label, text), self._judge.key
+        stored = self._run.kept_grade(response, judge=judge)
         if stored is not None:
-            return Grade.from_dict(stored)
+            return stored
         grade = await self.judge(prompt, label, text)
-        self._run.add_grade(prompt, label, text, grade, judge=self._judge.key)
+        self._run.keep_grade(response, grade, judge=judge)
         return grade
 
     async def judge(self, prompt: str, label: str | None, text: str) -> Grade:
         """The judge's grade, not stored. A language model is awaited; another judge works in its thread."""
-        if inspect.iscoroutinefunction(self._judge.grade):
+        if self._awaited:
             graded: Grade = await self._judge.grade(prompt, text, label=label)
             return graded
+        future: asyncio.Future[Grade] = asyncio.get_running_loop().create_future()
+        self._waiting.append(((prompt, text, label), future))
+        if self._grading is None:
+            self._grading = asyncio.ensure_future(self._work_off())
+        return await future
+
+    async def _work_off(self) -> None:
+        """Have the thread grade what waits, a lot at a time: handing over costs more than many a grade."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, lambda: self._judge.grade(prompt, text, label=label))
+        try:
+            while self._waiting:
+                lot, self._waiting = self._waiting[:_LOT], self._waiting[_LOT:]
+                try:
+                    made = await loop.run_in_executor(self._thread, self._grade_all, [asked for asked, _ in lot])
+                except Exception as error:
+                    made = [error] * len(lot)
+                for (_, future), grade in zip(lot, made, strict=True):
+                    if future.done():  # whoever asked is gone
+                        continue
+                    if isinstance(grade, Grade):
+                        future.set_result(grade)
+                    else:
+                        future.set_exception(grade)
+        finally:
+            self._grading = None
+
+    def _grade_all(self, asked: list[tuple[str, str, str | None]]) -> list[Any]:
+        """A grade, or the error that came instead, for each (prompt, text, label)."""
+        made: list[Any] = []
+        for prompt, text, label in asked:
+            try:
+                made.append(self._judge.grade(prompt, text, label=label))
+            except Exception as error:
+                made.append(error)
+        return made
 
 
 def _ok(key: str, done: Completion, status: str = "ok", reason: str | None = None) -> Response:
@@ -139,10 +179,13 @@ def rounded(value: Any) -> Any:
 
     A receipt is measured in batches; digits beyond these depend on which requests happened to share one.
     """
+    kind = type(value)
+    if kind is int or kind is str or value is None:  # most of a receipt
+        return value
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
-    if isinstance(value, dict):
+    if kind is dict:
         return {name: rounded(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
+    if kind is list or kind is tuple:
         return [rounded(item) for item in value]
     return value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from countersteer.core.errors import InputError
@@ -27,10 +28,15 @@ def check_prompts(spec: Spec, prompts: Sequence[str]) -> None:
         )
 
 
-def prompts_for(spec: Spec, latent: int, count: int) -> list[int]:
+def prompts_for(spec: Spec, latent: int, count: int) -> tuple[int, ...]:
     """Indices of the prompts a latent is tried on, drawn without replacement."""
-    order = rng(spec.settings.study.seed, "prompts", latent).permutation(count)
-    return [int(i) for i in order[: spec.settings.trials.per_latent]]
+    return _drawn(spec.settings.study.seed, latent, count, spec.settings.trials.per_latent)
+
+
+@lru_cache(4096)
+def _drawn(seed: int, latent: int, count: int, wanted: int) -> tuple[int, ...]:
+    """The draw, which every arm repeats."""
+    return tuple(int(i) for i in rng(seed, "prompts", latent).permutation(count)[:wanted])
 
 
 def references(spec: Spec, prompts: Sequence[str], steering: Steering) -> Iterator[Reference]:

@@ -6,21 +6,51 @@ sampling with its seed, engine family. Caches and resuming use that key and noth
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from countersteer.core.fingerprint import fingerprint, named_seed
+from countersteer.core.fingerprint import canonical, digest, named_seed
 from countersteer.core.request import Request, Sampling
 from countersteer.store.rows import Planned
 from countersteer.studies.arms import Arm
 
 _CACHED = 2048
+_VARIED = ("intervention", "prefix", "prompt", "sampling", "system")
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+"""Texts, and sampling settings, which were checked to hold finite numbers and texts only."""
 
 
 def sampling_seed(seed: int, *names: Any) -> int:
     """A sampling seed of 32 bits for a named draw."""
     return named_seed(seed, "sampling", *names) % 2**32
+
+
+class _KeyText:
+    """The canonical text of a key, which is one dictionary: what never changes in a run is written once.
+
+    The same text as `core.fingerprint.canonical` of the whole dictionary gives.
+    """
+
+    def __init__(self, fixed: Mapping[str, Any]) -> None:
+        parts: list[str] = []
+        text = "{"
+        for n, name in enumerate(sorted({*fixed, *_VARIED})):
+            text += f'{"," if n else ""}"{name}":'
+            if name in fixed:
+                text += canonical(fixed[name])
+            else:
+                parts.append(text)
+                text = ""
+        self._parts, self._end = tuple(parts), text + "}"
+
+    def of(self, **values: Any) -> str:
+        """The text with the values that vary."""
+        text: list[str] = []
+        for part, name in zip(self._parts, _VARIED, strict=True):
+            value = values[name]
+            text += (part, "null" if value is None else _ENCODER.encode(value))
+        return "".join(text) + self._end
 
 
 class Steering:
@@ -31,7 +61,9 @@ class Steering:
         self.sae = sae
         self.layer = layer
         decisive = ("dtype", "quantisation", "adapter", "template_hash")
-        self._fixed = {"model": model, "engine": family, **{name: facts.get(name) for name in decisive}}
+        fixed = {"model": model, "engine": family, **{name: facts.get(name) for name in decisive}}
+        adapters = {n: {**fixed, "adapter": a["fingerprint"]} for n, a in facts.get("adapters", {}).items()}
+        self._keys = {None: _KeyText(fixed), **{name: _KeyText(given) for name, given in adapters.items()}}
         self._latents: dict[int, Any] = {}
         self._clamps: dict[tuple[int, ...], Any] = {}
         self._interventions: dict[tuple[Any, ...], Any] = {}
@@ -83,22 +115,22 @@ class Steering:
             system=plan.system,
             prefix=plan.prefix,
             intervention=self.intervention(arm, plan.latent, plan.strength, plan.prompt),
-            sampling=replace(arm.sampling, seed=plan.seed),
+            sampling=arm.sampling.with_seed(plan.seed),
+            adapter=arm.adapter,
         )
 
     def key(self, request: Request) -> str:
         """Hash of everything that decides the response to `request`."""
-        return fingerprint(
-            {
-                **self._fixed,
-                "prompt": request.prompt,
-                "system": request.system,
-                "prefix": request.prefix,
-                "intervention": None if request.intervention is None else request.intervention.fingerprint,
-                "sampling": vars(request.sampling),
-            }
+        return digest(
+            self._keys[request.adapter].of(
+                prompt=request.prompt,
+                system=request.system,
+                prefix=request.prefix,
+                intervention=None if request.intervention is None else request.intervention.fingerprint,
+                sampling=vars(request.sampling),
+            )
         )
 
     def plain(self, prompt: str, sampling: Sampling, seed: int) -> Request:
         """An unsteered request."""
-        return Request(prompt=prompt, sampling=replace(sampling, seed=seed))
+        return Request(prompt=prompt, sampling=sampling.with_seed(seed))
