@@ -24,8 +24,9 @@ BELOW: dict[str, set[str]] = {
     "studies": {"core", "edits", "statistics", "organism", "sources", "engines", "judging", "store"},
     "finetune": {"core", "edits", "statistics", "organism", "sources", "engines", "judging", "store", "studies"},
     "report": {"core", "statistics", "judging", "store"},
+    "serving": {"core", "edits", "engines"},
     "cli": {"core", "edits", "statistics", "organism", "sources", "engines", "judging", "store", "studies", "report",
-            "finetune"},  # fmt: skip
+            "finetune", "serving"},  # fmt: skip
 }
 """Which layers each layer may import. The organism's paths and prompts are data that need no torch."""
 NO_TORCH = ("core", "statistics", "judging", "store", "report", "cli")
