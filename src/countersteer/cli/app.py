@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from countersteer.cli import doctor, experiments, judging, organism, results, sae, studies
+from countersteer.cli import doctor, experiments, finetune, judging, organism, results, sae, serve, studies
 
 app = typer.Typer(
     name="countersteer",
@@ -48,7 +48,9 @@ app.command("detectors")(experiments.detectors)
 app.command("trace")(experiments.trace)
 app.command("judge")(experiments.judge)
 app.command("import")(experiments.import_)
+app.command("serve")(serve.serve)
 app.command("models")(experiments.models)
 app.command("doctor")(doctor.doctor)
 app.add_typer(organism.app, name="organism")
 app.add_typer(sae.app, name="sae")
+app.add_typer(finetune.app, name="finetune")
