@@ -110,11 +110,13 @@ BAD = {
     BASE + '[judge]\nmodel = "ofline"': "[judge] model: must be 'offline' or PROVIDER/NAME",
     BASE + '[judge]\nmodel = "openai/gpt"\nbase_url = "http://me:pw@host/v1"': "[judge] base_url: must not hold",
     BASE + '[judge]\nmodel = "openai/gpt"\nrubric = "trait"': "[judge] rubric must be of the kind attempts",
+    BASE + '[arms.x]\nadapter = "finetune"': "needs a [finetune] section",
+    BASE.replace("[arms.base]\n", '[arms.base]\nadapter = "a"\n'): "the base arm, which takes no adapter",
+    BASE + "[finetune]\nratios = [1.2]": "shares of self-correction examples between 0 and 1",
     BASE + "x =": "not valid TOML",
     "study = 3\n[arms.base]": "[study] should be",
 }
 LATER = {
-    BASE + '[arms.x]\nadapter = "a"': "adapter",
     BASE + '[engine]\nkind = "vllm"': "vllm",
     BASE + '[engine]\nurls = ["http://a"]': "urls",
 }

@@ -1,7 +1,8 @@
 """Putting an example together from its parts, so that the trained characters are exact by construction.
 
 A correction is an off-topic stretch (no loss), an acknowledgement and the answer (both trained); the border lies
-before the space that separates them, where every common tokenizer has a token border. A normal example trains its whole answer.
+before the space that separates them, where every common tokenizer has a token border. A normal example trains its
+whole answer.
 """
 
 from __future__ import annotations

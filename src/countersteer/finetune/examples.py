@@ -156,11 +156,17 @@ def _lines(examples: Iterable[Example]) -> str:
     return "".join(json.dumps(example.to_dict(), ensure_ascii=False) + "\n" for example in examples)
 
 
-def save(data: Dataset, folder: str | os.PathLike[str]) -> Path:
-    """Write a data set into a new or empty folder; the header last, so that half a folder is never read."""
+def require_new(folder: str | os.PathLike[str]) -> Path:
+    """Raise InputError for a folder that holds anything."""
     place = Path(folder)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise InputError(f"{place} exists already: give a new folder, nothing is overwritten")
+    return place
+
+
+def save(data: Dataset, folder: str | os.PathLike[str]) -> Path:
+    """Write a data set into a new or empty folder; the header last, so that half a folder is never read."""
+    place = require_new(folder)
     place.mkdir(parents=True, exist_ok=True)
     (place / EXAMPLES).write_text(_lines(data.examples), encoding="utf-8")
     (place / EVAL).write_text("".join(p + "\n" for p in data.held_out), encoding="utf-8")

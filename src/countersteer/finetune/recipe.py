@@ -116,15 +116,15 @@ def _train(
     spec: Spec, section: FinetuneSection, made: examples.Dataset, folder: Path, settings: TrainSettings,
     steering: Callable[[examples.Example], Any] | None, observer: Any,
 ) -> None:  # fmt: skip
-    from countersteer.finetune import train
+    from countersteer.finetune import training
 
-    def watch(name: str) -> train.Progress | None:
+    def watch(name: str) -> training.Progress | None:
         if observer is None:
             return None
         observer.stage(f"training {name}", None)
         return lambda done, total, loss: observer.progress(done, total)
 
-    train.train_all(
-        lambda: train.load_base(spec.settings.study.model, settings), made, folder, ratios=section.ratios,
+    training.train_all(
+        lambda: training.load_base(spec.settings.study.model, settings), made, folder, ratios=section.ratios,
         seeds=section.seeds, settings=settings, steering=steering, progress=watch,
     )  # fmt: skip

@@ -21,7 +21,7 @@ from countersteer.finetune.encode import IGNORED, Encoded
 from countersteer.finetune.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from countersteer.finetune.train import Base, Progress
+    from countersteer.finetune.training import Base, Progress
 
 
 COLUMNS = ("input_ids", "labels", "example", "prompt_tokens")

@@ -26,7 +26,7 @@ from countersteer.engines.embedded.adapter_record import (
     write_record,
 )
 from countersteer.finetune.encode import Encoded, encode_all
-from countersteer.finetune.examples import CORRECTION, Dataset, Example
+from countersteer.finetune.examples import CORRECTION, Dataset, Example, require_new
 from countersteer.finetune.mix import Mixture, check_ratios, mix, total_for
 from countersteer.finetune.settings import TrainSettings
 
@@ -214,8 +214,7 @@ def merge(base: Base, adapter: Path, out: Path) -> Path:
 
     record = read_adapter(adapter)
     require_model(record, base.fingerprint, name=base.name)
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} exists already: give a new folder, nothing is overwritten")
+    require_new(out)
     try:
         from peft import PeftModel
     except ImportError as error:
