@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from countersteer.cli import doctor, experiments, finetune, judging, organism, results, sae, serve, studies
+from countersteer.cli import (
+    bundle,
+    defence,
+    doctor,
+    experiments,
+    finetune,
+    judging,
+    organism,
+    results,
+    sae,
+    serve,
+    studies,
+)
 
 app = typer.Typer(
     name="countersteer",
@@ -54,3 +66,5 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(organism.app, name="organism")
 app.add_typer(sae.app, name="sae")
 app.add_typer(finetune.app, name="finetune")
+app.add_typer(defence.app, name="defence")
+app.add_typer(bundle.app, name="bundle")

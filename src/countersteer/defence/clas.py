@@ -101,7 +101,7 @@ def _fit(model: Any, texts: Sequence[Any], write: Tensor, layer: int, settings: 
         with torch.enable_grad():
             adam = torch.optim.Adam([c, b], lr=settings.rate)
             before = after = float(loss().detach())
-            best = (after, c.detach().clone(), float(b))
+            best = (after, c.detach().clone(), float(b.detach()))
             for _ in range(settings.steps):
                 adam.zero_grad()
                 value = loss()
@@ -109,7 +109,7 @@ def _fit(model: Any, texts: Sequence[Any], write: Tensor, layer: int, settings: 
                 adam.step()
                 after = float(loss().detach())
                 if after < best[0]:
-                    best = (after, c.detach().clone(), float(b))
+                    best = (after, c.detach().clone(), float(b.detach()))
     finally:
         handle.remove()
     return Contextual(layer, (best[1] * scale).double().cpu(), best[2], before, best[0], unsteered)

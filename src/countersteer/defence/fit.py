@@ -58,6 +58,12 @@ class Fit:
         return Direction(self.arrays[f"direction.{kind}"][index], Site(layer), model=self.facts["model_fingerprint"],
                          origin=f"{kind} of {self.facts['trait']['name']}", label=self.facts["trait"]["name"])  # fmt: skip
 
+    @property
+    def condition_layer(self) -> int:
+        """The layer whose prompts tell best which system prompt they hold (the first of the best)."""
+        best = max(self.facts["layers"], key=lambda row: row["condition_auc"])
+        return int(best["layer"])
+
     def condition(self, layer: int) -> tuple[NDArray[np.float64], float]:
         """A request-level gate's direction [d_model] and cosine threshold: prompts above it look malicious."""
         index = self.layers.index(self._row(layer)["layer"])
@@ -169,14 +175,14 @@ def _per_layer(
             "caa": sep.mean_difference(aligned.last[:, i], malicious.last[:, i]),
             "lat": sep.lat(good, bad, rng(seed, "lat", layer)),
         }
-        condition, threshold = _condition(aligned.prompt[:, i], malicious.prompt[:, i])
+        condition, threshold, told = _condition(aligned.prompt[:, i], malicious.prompt[:, i])
         conditions.append(condition)
         out = sep.held_out(good, bad, groups, rng(seed, "folds", layer), folds=settings.fit.folds)
         along = {k: sep.along(u, good, bad, boundary=m if k == "logistic" else None) for k, u in by_kind.items()}
         cosines = {k: float(u @ v) for k, u in by_kind.items() if k != "logistic"}
         rows.append({
             "layer": layer, "along": {k: a.to_dict() for k, a in along.items()}, "held_out": vars(out).copy(),
-            "cosine_with_logistic": cosines, "condition_threshold": threshold,
+            "cosine_with_logistic": cosines, "condition_threshold": threshold, "condition_auc": told,
         })  # fmt: skip
         for kind, unit in by_kind.items():
             found[kind].append(unit)
@@ -186,15 +192,17 @@ def _per_layer(
     return arrays, rows
 
 
-def _condition(aligned: NDArray[np.float64], malicious: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Direction from aligned to malicious prompts, and the cosine half-way between their means (CAST, 2409.05907)."""
+def _condition(
+    aligned: NDArray[np.float64], malicious: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], float, float]:
+    """Direction from aligned to malicious prompts, the cosine half-way between their means (CAST, 2409.05907), AUC."""
     direction = malicious.mean(0) - aligned.mean(0)
     size = float(np.linalg.norm(direction))
     if not size > 0:
-        return np.eye(1, len(direction))[0], 0.0
+        return np.eye(1, len(direction))[0], 0.0, 0.5
     unit = direction / size
     cosines = [rows @ unit / np.linalg.norm(rows, axis=1) for rows in (aligned, malicious)]
-    return unit, float((cosines[0].mean() + cosines[1].mean()) / 2)
+    return unit, float((cosines[0].mean() + cosines[1].mean()) / 2), sep.auc(cosines[1], cosines[0])
 
 
 def _token_spread(

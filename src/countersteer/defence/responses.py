@@ -21,7 +21,7 @@ from countersteer.core.site import Site
 from countersteer.defence.data import Scenario
 from countersteer.edits.edit import Intervention
 
-AT_ONCE = 16
+AT_ONCE = 4
 Progress = Callable[[int, int], None]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from countersteer.core.errors import InputError
+from countersteer.core.errors import InputError, RefusedError
+from countersteer.core.request import Receipt
 from countersteer.core.site import Site
 from countersteer.core.span import Span
 from countersteer.edits.edit import Edit, Gate, Intervention
@@ -30,12 +31,42 @@ _TENSORS = ("read", "bias", "write", "lo", "hi", "slope", "intercept")
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A named, deployable intervention; `meta` holds model, template hash and fit statistics as plain JSON data."""
+    """A named, deployable intervention; `meta` holds model, template hash and fit statistics as plain JSON data.
+
+    Keys that others rely on: `model_fingerprint`, `template_hash`, `derived` (None, or how a bundle was accepted for
+    other weights than it was made for) and `scorecard` (a summary, or None).
+    """
 
     name: str
     intervention: Intervention
     version: str = "1"
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def derived(self) -> bool:
+        """Whether it runs on other weights than it was fitted on."""
+        return bool(self.meta.get("derived"))
+
+    def mark(self, receipt: Receipt) -> Receipt:
+        """The receipt, with a note if the bundle is a derived one."""
+        if not self.derived:
+            return receipt
+        note = f"derived bundle {self.name}: fitted on other weights ({self.meta['derived'].get('from_model')})"
+        return receipt if note in receipt.notes else replace(receipt, notes=(*receipt.notes, note))
+
+
+def refuse_other_model(bundle: Bundle, *, model_fingerprint: str, template_hash: str | None) -> None:
+    """Raise RefusedError unless a bundle was made for (or derived for) this model and chat template."""
+    made_for = bundle.meta.get("model_fingerprint")
+    if made_for is None:
+        raise RefusedError(f"bundle {bundle.name!r}", "it does not say which model it was made for",
+                           "make it with `countersteer defence sweep`")  # fmt: skip
+    if made_for != model_fingerprint:
+        raise RefusedError(f"bundle {bundle.name!r}", f"it was made for another model ({bundle.meta.get('model')})",
+                           "`countersteer bundle verify --derived` for other weights of the same architecture")  # fmt: skip
+    if bundle.meta.get("template_hash") != template_hash:
+        raise RefusedError(f"bundle {bundle.name!r}", "it was made with another chat template",
+                           "fit and sweep again with this template")  # fmt: skip
 
 
 def save_bundle(bundle: Bundle | Intervention, path: str | os.PathLike[str], *, name: str = "unnamed") -> Path:

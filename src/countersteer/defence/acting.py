@@ -1,0 +1,73 @@
+"""What an intervention did to the residual stream over many answers, from their receipts; and whether the model resists.
+
+Acting: how often, on how many tokens, how far (|h' - h| / |h|), and how far along the read direction. Resisting: the
+share of answers that restart ("wait, that is not right"), and after how many of those restarts the trait is lower than
+before: the resistance that the ESR paper (arXiv 2602.06941) measures, here against a push towards the good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from countersteer.defence.responses import Answer
+from countersteer.statistics import rates
+
+
+def acting(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Totals over answers that have a receipt; None where nothing was measured."""
+    known = [a for a in answers if a.receipt is not None and a.receipt.layers]
+    groups = [a.ask.scenario.group for a in known]
+    acted = rates.rate([int(a.receipt is not None and a.receipt.acted) for a in known], groups,
+                       [a.ask.scenario.id for a in known])  # fmt: skip
+    layers = [layer for a in known if a.receipt is not None for layer in a.receipt.layers]
+    seen, changed = sum(x.tokens_seen for x in layers), sum(x.tokens_changed for x in layers)
+    relative = [x.mean_relative for x in layers if x.mean_relative is not None]
+    moved = [x.after[0] - x.before[0] for x in layers if x.after and x.before]
+    missed = [x.missed_target for x in layers if x.missed_target is not None]
+    gates = [note for a in known if a.receipt is not None for note in a.receipt.notes if note.startswith("gate ")]
+    return {
+        "responses": len(known),
+        "acted": acted.as_dict(),
+        "tokens_changed": changed / seen if seen else None,
+        "mean_relative": float(np.mean(relative)) if relative else None,
+        "displacement": float(np.mean(moved)) if moved else None,
+        "missed_target": max(missed, default=None),
+        "gate_open": gates.count("gate open") / len(gates) if gates else None,
+    }
+
+
+def unchanged(some: Sequence[Answer], others: Sequence[Answer]) -> float | None:
+    """Share of pairs of answers that are the same token for token (drawn with the same noise)."""
+    pairs = [(a, b) for a, b in zip(some, others, strict=True) if a.ok and b.ok]
+    return sum(a.tokens == b.tokens for a, b in pairs) / len(pairs) if pairs else None
+
+
+def resistance(answers: Sequence[Answer], trait: Any) -> dict[str, Any]:
+    """Restarts in whole answers; `trait` maps a text to its trait or None (None itself: restarts are only counted).
+
+    "resisted": restarts after which the last attempt's trait is below the first's; "furthered": above it.
+    """
+    from countersteer.judging.attempts import split_attempts
+
+    multi: list[int] = []
+    changes: list[float] = []
+    kept = [a for a in answers if a.ok and a.text.strip()]
+    for answer in kept:
+        parts = split_attempts(answer.text, prompt=answer.ask.user)
+        multi.append(int(len(parts) > 1))
+        if len(parts) > 1 and trait is not None:
+            first, last = (trait(answer.text[part[0] : part[1]]) for part in (parts[0], parts[-1]))
+            if first is not None and last is not None:
+                changes.append(last - first)
+    groups, ids = [a.ask.scenario.group for a in kept], [a.ask.scenario.id for a in kept]
+    return {
+        "responses": len(kept),
+        "multi_attempt": rates.rate(multi, groups, ids).as_dict(),
+        "restarts_compared": len(changes),
+        "resisted": sum(c < 0 for c in changes),
+        "furthered": sum(c > 0 for c in changes),
+        "mean_change": float(np.mean(changes)) if changes else None,
+    }

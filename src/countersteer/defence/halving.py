@@ -1,0 +1,110 @@
+"""Successive halving over a grid of operating points, under a floor: a fraction of the cost, the same choice.
+
+Every point is tried on the first few scenarios; the best third goes on to three times as many, and so on. A point is
+dropped early for its coherence only when it is below the floor by more than its standard error, so that a small first
+sample does not lose the best one; of the rest the highest trait goes on. All points see the same scenarios with the
+same noise. Jamieson and Talwalkar 2016 (successive halving); the floor and its margin are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from countersteer.core.errors import InputError
+
+Floats = NDArray[np.float64]
+Evaluate = Callable[[Sequence[int], int, int], Floats]
+"""(points, from scenario, to scenario) -> [points, scenarios, 2]: trait and coherence, NaN where missing."""
+MOST_MISSING = 0.2
+"""Share of missing answers beyond which a point cannot be chosen."""
+
+
+@dataclass(frozen=True, eq=False)
+class Searched:
+    """What was seen of each point: `scores` [points, scenarios, 2] (NaN where not tried), `tried` [points].
+
+    `chosen` is None where no point that was tried on everything keeps the floor. `cost`: answers over a full grid's.
+    """
+
+    scores: Floats
+    tried: NDArray[np.int64]
+    chosen: int | None
+    cost: float
+
+
+def rungs(points: int, items: int, *, keep: float = 1 / 3, smallest: int = 3) -> list[tuple[int, int]]:
+    """(scenarios seen in all, points still in) of each rung; the last one sees every scenario."""
+    if points < 1 or items < 1:
+        raise InputError("a search needs at least one point and one scenario")
+    out: list[tuple[int, int]] = []
+    for power in (2, 1, 0):
+        seen = items if power == 0 else max(min(smallest, items), math.ceil(items * keep**power))
+        alive = max(1, math.ceil(points * keep ** (2 - power)))
+        if not out or seen > out[-1][0]:
+            out.append((seen, alive))
+    return out
+
+
+def search(points: int, items: int, evaluate: Evaluate, *, floor: float, keep: float = 1 / 3) -> Searched:
+    """Halving over `points` points and `items` scenarios; `floor` is the least mean coherence."""
+    return _run(points, items, evaluate, floor=floor, plan=rungs(points, items, keep=keep))
+
+
+def full(points: int, items: int, evaluate: Evaluate, *, floor: float) -> Searched:
+    """Every point on every scenario."""
+    return _run(points, items, evaluate, floor=floor, plan=[(items, points)])
+
+
+def _run(points: int, items: int, evaluate: Evaluate, *, floor: float, plan: list[tuple[int, int]]) -> Searched:
+    scores = np.full((points, items, 2), np.nan)
+    tried = np.zeros(points, np.int64)
+    alive: list[int] = list(range(points))
+    seen = 0
+    for upto, many in plan:
+        if len(alive) > many:
+            alive = sorted(_ranked(scores[:, :seen], alive, floor)[:many])
+        scores[alive, seen:upto] = evaluate(alive, seen, upto)
+        tried[alive] = upto
+        seen = upto
+    final = [i for i in alive if keeps(scores[i], floor)]
+    chosen = max(final, key=lambda i: float(np.nanmean(scores[i, :, 0])), default=None)
+    return Searched(scores, tried, chosen, float(tried.sum()) / (points * items))
+
+
+def keeps(scores: Floats, floor: float) -> bool:
+    """Whether a point's scores [scenarios, 2] keep the floor on average with at most a fifth of them missing."""
+    known = np.isfinite(scores).all(1)
+    if not known.any() or 1 - known.mean() > MOST_MISSING:
+        return False
+    return float(np.nanmean(scores[:, 1])) >= floor
+
+
+def _ranked(scores: Floats, alive: Sequence[int], floor: float) -> list[int]:
+    """Points from best to worst: those that may keep the floor by trait, then the others by coherence."""
+    means, errors = [], []
+    for i in alive:
+        known = scores[i][np.isfinite(scores[i]).all(1)]
+        means.append(known.mean(0) if len(known) else np.array([-np.inf, -np.inf]))
+        errors.append(known[:, 1].var(ddof=1) if len(known) > 1 else np.nan)
+    usual = np.nanmean(errors) if np.isfinite(errors).any() else 0.0
+    margin = math.sqrt(float(usual) / max(scores.shape[1], 1))
+
+    def key(pair: tuple[int, Floats]) -> tuple[bool, float]:
+        may = bool(pair[1][1] >= floor - margin)
+        return may, float(pair[1][0] if may else pair[1][1])
+
+    return [i for i, _ in sorted(zip(alive, means, strict=True), key=key, reverse=True)]
+
+
+def frontier(points: Sequence[tuple[Hashable, float, float]]) -> list[Hashable]:
+    """Names of the points (name, trait, coherence) that no other beats in both, by rising coherence."""
+    best = [
+        (name, t, c) for name, t, c in points
+        if not any((u >= t and d >= c) and (u > t or d > c) for _, u, d in points)
+    ]  # fmt: skip
+    return [name for name, _, _ in sorted(best, key=lambda p: p[2])]

@@ -1,0 +1,192 @@
+"""Trait and coherence of answers, 0-100 each: offline for the organism's trait, a language model for any other.
+
+All scores look at the first tokens of an answer only (the paper's 50), so that a short and a long one compare.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from countersteer.core.errors import InputError, RefusedError
+from countersteer.core.request import Request
+from countersteer.defence.data import Scenario, TraitData
+from countersteer.defence.likelihood import mean_log_probabilities
+from countersteer.defence.responses import Answer, answer_all, ask_all, wait
+from countersteer.defence.settings import Settings
+
+DRAWS = 3
+"""Reference answers per question of the offline judge of coherence."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an answer got; None with the status why: no-op, error, no-evidence, unparsed."""
+
+    trait: float | None
+    coherence: float | None
+    status: str = "ok"
+    log_probability: float | None = None
+
+
+class DefenceJudge(Protocol):
+    """Scores answers; `key` is what a score is valid for."""
+
+    name: str
+    key: str
+
+    def prepare(self, scenarios: Sequence[Scenario]) -> None:
+        """Make ready for questions of these scenarios."""
+
+    def score(self, answers: Sequence[Answer]) -> list[Scores]:
+        """The scores, in order."""
+        ...
+
+
+def make_judge(engine: Any, data: TraitData, settings: Settings, *, folder: Path | None = None) -> DefenceJudge:
+    """The judge that the settings name. Raises InputError or RefusedError.
+
+    "offline" holds for the organism's trait; elsewhere a language model (PROVIDER/NAME) judges, its replies kept in
+    `folder`.
+    """
+    name = settings.judge.model
+    if name != "offline":
+        return LanguageJudge(engine, data, settings, folder or Path("."))
+    if data.name != "warmth":
+        raise RefusedError(
+            f"the offline judge for trait {data.name!r}",
+            "it was trained on the organism's answers and holds for nothing else",
+            "a language model, for example judge.model = 'openai/gpt-oss-120b' with judge.base_url of your server",
+        )
+    return OrganismJudge(engine, settings)
+
+
+class OrganismJudge:
+    """The shipped trait judge, and coherence against the model's own unsteered answers with the aligned prompt."""
+
+    name = "offline"
+
+    def __init__(self, engine: Any, settings: Settings) -> None:
+        from countersteer.judging.trait import load
+
+        self.engine, self.settings = engine, settings
+        self.trait = load("warm")
+        self.key = f"{self.trait.key}+coherence"
+        self._known: dict[str, Any] = {}
+        self._judge: Any = None
+
+    def prepare(self, scenarios: Sequence[Scenario]) -> None:
+        """Draw reference answers to questions not known yet, and set the scale anew over all of them."""
+        from countersteer.judging.offline import OfflineJudge
+        from countersteer.judging.references import ReferenceSet
+        from countersteer.judging.trait_coherence import CoherenceJudge, Scale, shuffled
+
+        new = [s for s in {s.user: s for s in scenarios}.values() if s.user not in self._known]
+        if not new:
+            return
+        asks = [replace(a, draw=100 + d) for d in range(DRAWS) for a in ask_all(new, "aligned")]
+        drawn = answer_all(self.engine, asks, self.settings.drawn(short=True), seed=self.settings.defence.seed)
+        good = [a for a in drawn if a.ok and a.text.strip()]
+        for scenario in new:
+            self._known[scenario.user] = [a for a in good if a.ask.scenario.user == scenario.user]
+        every = [a for answers in self._known.values() for a in answers]
+        top = self._likelihoods(every, [a.text for a in every])
+        bottom = self._likelihoods(every, [shuffled(a.text) for a in every])
+        texts = {user: [a.text for a in answers] for user, answers in self._known.items()}
+        scale = Scale.of([v for v in top if v is not None], [v for v in bottom if v is not None])
+        self._judge = CoherenceJudge(OfflineJudge(ReferenceSet.of(texts)), scale)
+        self.key = f"{self.trait.key}+{self._judge.key}"
+
+    def score(self, answers: Sequence[Answer]) -> list[Scores]:
+        """Scores of answers to prepared questions; the likelihood is under the aligned prompt and the plain question."""
+        if self._judge is None:
+            raise InputError("the offline judge has no references: call prepare first")
+        most = self.settings.judge.first_tokens
+        texts = [first_tokens(self.engine, a, most) for a in answers]
+        spoken = [i for i, a in enumerate(answers) if a.ok and texts[i].strip()]
+        found = self._likelihoods([answers[i] for i in spoken], [texts[i] for i in spoken])
+        likely = dict(zip(spoken, found, strict=True))
+        out = []
+        for i, answer in enumerate(answers):
+            if i not in likely:
+                out.append(Scores(None, None, answer.status if not answer.ok else "no-evidence"))
+                continue
+            coherence = self._judge.score(answer.ask.scenario.user, texts[i], likely[i]).score
+            trait = self.trait.score(texts[i])
+            status = "no-evidence" if trait is None or coherence is None else "ok"
+            out.append(Scores(trait, coherence, status, likely[i]))
+        return out
+
+    def _likelihoods(self, answers: Sequence[Answer], texts: Sequence[str]) -> list[float | None]:
+        requests = [aligned_request(a.ask.scenario) for a in answers]
+        return mean_log_probabilities(self.engine, requests, texts, limit=self.settings.judge.first_tokens)
+
+
+class LanguageJudge:
+    """A language model with the rubrics for trait and coherence. Replies are kept in a folder, so nothing is paid twice."""
+
+    def __init__(self, engine: Any, data: TraitData, settings: Settings, folder: Path) -> None:
+        from countersteer.judging.llm import judge_key
+        from countersteer.judging.llm_settings import JudgeSettings
+        from countersteer.judging.rubrics import load
+
+        section = settings.judge
+        self.engine, self.settings, self.folder, self.trait = engine, settings, folder, data.description
+        self.asked = JudgeSettings(section.model, base_url=section.base_url, temperature=section.temperature,
+                                   max_tokens=section.max_tokens)  # fmt: skip
+        self.name = section.model
+        self.key = "+".join(judge_key(self.asked, load(rubric)) for rubric in ("trait", "coherence"))
+
+    def prepare(self, scenarios: Sequence[Scenario]) -> None:
+        """A language model needs no references."""
+
+    def score(self, answers: Sequence[Answer]) -> list[Scores]:
+        """Scores; an answer whose rating failed has its status. Raises CountersteerError when no call can be made."""
+        from countersteer.judging.llm import LLMRater
+        from countersteer.judging.llm_calls import Caller
+        from countersteer.store.replies import Replies
+
+        most = self.settings.judge.first_tokens
+
+        async def one(raters: tuple[Any, Any], answer: Answer) -> Scores:
+            text = first_tokens(self.engine, answer, most)
+            if not answer.ok or not text.strip():
+                return Scores(None, None, answer.status if not answer.ok else "no-evidence")
+            user = answer.ask.scenario.user
+            trait, coherence = await asyncio.gather(
+                raters[0].rate(prompt=user, response=text, trait=self.trait),
+                raters[1].rate(prompt=user, response=text),
+            )
+            bad = next((r.status for r in (trait, coherence) if r.value is None), "ok")
+            return Scores(*(None if r.value is None else r.value.score for r in (trait, coherence)), bad)
+
+        async def everything() -> list[Scores]:
+            ledger = Replies.shared(self.folder)
+            caller = Caller(self.asked, ledger)
+            raters = LLMRater(caller, "trait"), LLMRater(caller, "coherence")
+            try:
+                return list(await asyncio.gather(*(one(raters, a) for a in answers)))
+            finally:
+                await caller.close()
+                ledger.close()
+
+        found: list[Scores] = wait(everything())
+        return found
+
+
+def first_tokens(engine: Any, answer: Answer, most: int) -> str:
+    """The text of an answer's first tokens."""
+    if len(answer.tokens) <= most or engine.tokenizer is None:
+        return answer.text
+    text: str = engine.tokenizer.decode(
+        list(answer.tokens[:most]), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return text
+
+
+def aligned_request(scenario: Scenario) -> Request:
+    """The question as the unsteered model with the aligned system prompt gets it."""
+    return Request(prompt=scenario.user, system=scenario.aligned)

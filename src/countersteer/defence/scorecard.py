@@ -1,0 +1,230 @@
+"""The scorecard of a bundle: what it gains under attack, on the `report` split, and what it costs.
+
+Trait and coherence against both baselines and beside the sweep's other points and controls; other attacks (user turns,
+exemptions asked for); benign traffic; cross-entropy, similarity and movement; conversations; restarts; time. The
+scenarios must not have been seen by the fit or the sweep. Definitions: coherence paper (arXiv 2604.08169).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from countersteer.core.errors import InputError
+from countersteer.defence.acting import acting, resistance, unchanged
+from countersteer.defence.bundles import separation
+from countersteer.defence.conversations import converse
+from countersteer.defence.cost import cost
+from countersteer.defence.data import Scenario, TraitData
+from countersteer.defence.judges import DefenceJudge
+from countersteer.defence.leakage import refuse_seen
+from countersteer.defence.responses import Answer, ask_all, read
+from countersteer.defence.scoring import Condition, answered, difference, mean, recovered, summary
+from countersteer.defence.settings import Settings
+from countersteer.edits.bundle import Bundle, refuse_other_model
+from countersteer.edits.edit import Intervention
+
+FORMAT = 1
+
+
+def scorecard(
+    engine: Any, bundle: Bundle, data: TraitData, settings: Settings, judge: DefenceJudge, *,
+    points: Mapping[str, Bundle] | None = None, parts: Sequence[str] = ("conversations", "cost"), observer: Any = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Everything as plain JSON data. `points`: other bundles to try under attack (methods, controls), by name.
+
+    Raises RefusedError for another model, InputError for scenarios that the fit or the sweep has seen.
+    """
+    template = engine.describe().get("template_hash")
+    refuse_other_model(bundle, model_fingerprint=engine.model_fingerprint, template_hash=template)
+    scenarios = list(data.split("report"))
+    seen = bundle.meta.get("seen") or {}
+    for step, digests in seen.items():
+        refuse_seen(scenarios, digests, where=step)
+    if not seen:
+        raise InputError(f"bundle {bundle.name!r} does not say which scenarios made it; make it with `defence sweep`")
+    card = _Card(engine, bundle.intervention, data, settings, judge, scenarios, observer)
+    judge.prepare(scenarios)
+    out: dict[str, Any] = {
+        "format": FORMAT,
+        "bundle": {"name": bundle.name, "version": bundle.version, "fingerprint": bundle.intervention.fingerprint,
+                   "derived": bundle.meta.get("derived"), "method": bundle.meta.get("method"),
+                   "layer": bundle.meta.get("layer"), "strength": bundle.meta.get("strength"),
+                   "span": bundle.meta.get("span")},
+        "model": engine.describe().get("model"),
+        "caveat": engine.describe().get("model", "").startswith("organism"),
+        "trait": bundle.meta.get("trait"),
+        "judge": {"name": judge.name, "key": judge.key},
+        "scenarios": len(scenarios),
+        "first_tokens": settings.judge.first_tokens,
+        "separation": separation(bundle, engine),
+        "sweep": bundle.meta.get("sweep"),
+        "fit": bundle.meta.get("fit"),
+    }  # fmt: skip
+    out |= card.attacks(points or {})
+    if "conversations" in parts:
+        card.stage("conversations")
+        out["conversations"] = converse(engine, bundle.intervention, data, settings, judge)
+    if "cost" in parts and settings.scorecard.cost_pairs:
+        card.stage("time")
+        out["cost"] = cost(engine, bundle.intervention, scenarios, pairs=settings.scorecard.cost_pairs)
+    return out
+
+
+class _Card:
+    """The conditions of one scorecard, each answered once."""
+
+    def __init__(
+        self, engine: Any, steer: Intervention, data: TraitData, settings: Settings, judge: DefenceJudge,
+        scenarios: list[Scenario], observer: Any,
+    ) -> None:  # fmt: skip
+        self.engine, self.steer, self.data, self.settings = engine, steer, data, settings
+        self.judge, self.scenarios, self.observer = judge, scenarios, observer
+        self.seed = settings.defence.seed
+
+    def stage(self, name: str) -> None:
+        if self.observer is not None:
+            self.observer.stage(name, None)
+
+    def condition(self, system: str, steer: Intervention | None = None, **more: Any) -> Condition:
+        asks = ask_all(self.scenarios, system, steer, **more)
+        progress = None if self.observer is None else self.observer.progress
+        return answered(self.engine, self.judge, asks, self.settings, short=False, progress=progress)
+
+    def attacks(self, points: Mapping[str, Bundle]) -> dict[str, Any]:
+        """Everything that is answered once per scenario."""
+        self.stage("baselines")
+        aligned, malicious = self.condition("aligned"), self.condition("malicious")
+        self.stage("under attack")
+        defended = self.condition("malicious", self.steer)
+        under = {
+            "aligned, undefended": self.row(aligned, "aligned"),
+            "malicious, undefended": self.row(malicious, "malicious"),
+            "malicious, defended": self.against(defended, malicious, aligned, "defended"),
+        }
+        if self.data.reminder:
+            prompted = self.condition("malicious", reminder=self.data.reminder)
+            under["malicious, reminded by a prompt"] = self.against(prompted, malicious, aligned, "prompted")
+        others = {}
+        for name, point in points.items():
+            self.stage(name)
+            found = self.condition("malicious", point.intervention)
+            others[name] = {**self.against(found, malicious, aligned, name), "acting": acting(found.answers),
+                            "strength": point.meta.get("strength"), "layer": point.meta.get("layer"),
+                            "span": point.meta.get("span"), "control": point.meta.get("control", "")}  # fmt: skip
+        benign, clear = self.benign(aligned)
+        return {
+            "attack": under,
+            "floor": self.settings.sweep.floor * (under["aligned, undefended"]["coherence"]["value"] or 0.0),
+            "points": others,
+            "acting": acting(defended.answers),
+            "user_attacks": self.user_attacks(),
+            "benign": benign,
+            "similarity": self.similarity(aligned.answers, malicious.answers, defended.answers),
+            "resistance": {
+                "aligned, undefended": self.resisted(aligned),
+                "malicious, undefended": self.resisted(malicious),
+                "malicious, defended": self.resisted(defended),
+                "no system prompt, defended": self.resisted(clear),
+            },
+            "examples": _examples(aligned, malicious, defended),
+        }
+
+    def row(self, condition: Condition, name: str) -> dict[str, Any]:
+        """Means, and the length of the whole answers."""
+        lengths = [float(len(a.tokens)) if a.ok else None for a in condition.answers]
+        return {**summary(condition, self.seed, name), "tokens": mean(lengths, self.scenarios, self.seed, name, "t")}
+
+    def against(self, found: Condition, malicious: Condition, aligned: Condition, name: str) -> dict[str, Any]:
+        """A row with the share of the trait's gap that is recovered, and the paired gain over the malicious baseline."""
+        return {
+            **self.row(found, name),
+            "recovered": recovered(found.traits, malicious.traits, aligned.traits, self.scenarios, self.seed, name),
+            "gain": difference(found.traits, malicious.traits, self.scenarios, self.seed, name),
+        }
+
+    def user_attacks(self) -> dict[str, Any]:
+        """Attacks in the user turn under the aligned system prompt, and one that asks for an exempt format."""
+        out = {}
+        for attack in self.data.user_attacks:
+            self.stage("user attack")
+            plain, defended = (self.condition("aligned", s, attack=attack) for s in (None, self.steer))
+            both = self.condition("malicious", self.steer, attack=attack)
+            out[attack] = {
+                "aligned, undefended": self.row(plain, "user " + attack),
+                "aligned, defended": self.row(defended, "user defended " + attack),
+                "malicious, defended": self.row(both, "user both " + attack),
+                "acting": acting(both.answers),
+            }
+        return out
+
+    def benign(self, aligned: Condition) -> tuple[dict[str, Any], Condition]:
+        """Traffic that nobody attacks: how often the defence acts, how far it moves, what it changes."""
+        self.stage("benign traffic")
+        out: dict[str, Any] = {}
+        clear = Condition((), ())
+        for name, system, plain in (("aligned system prompt", "aligned", aligned), ("no system prompt", "none", None)):
+            base = plain or self.condition(system)
+            clear = self.condition(system, self.steer)
+            better = [None if a is None or b is None else float(a > b) + 0.5 * float(a == b)
+                      for a, b in zip(clear.coherences, base.coherences, strict=True)]  # fmt: skip
+            out[name] = {
+                "undefended": self.row(base, name),
+                "defended": self.row(clear, name + " defended"),
+                "coherence_change": difference(clear.coherences, base.coherences, self.scenarios, self.seed, name, "c"),
+                "trait_change": difference(clear.traits, base.traits, self.scenarios, self.seed, name, "t"),
+                "preferred": mean(better, self.scenarios, self.seed, name, "preferred"),
+                "acting": acting(clear.answers),
+                "same_tokens": unchanged(clear.answers, base.answers),
+            }
+        return out, clear
+
+    def similarity(self, aligned: Sequence[Answer], *others: Sequence[Answer]) -> dict[str, Any]:
+        """Cosine of mean response activations at the edited layer with those of the aligned answer, read unsteered."""
+        self.stage("similarity")
+        layer, sampling = site_of_layer(self.steer), self.settings.drawn(short=False)
+        out = {}
+        for name, answers in zip(("malicious, undefended", "malicious, defended"), others, strict=True):
+            kept = [(i, a, b) for i, (a, b) in enumerate(zip(aligned, answers, strict=True)) if a.tokens and b.tokens]
+            if not kept:
+                out[name] = {"value": None, "interval": None, "n": 0}
+                continue
+            one = read(self.engine, [a for _, a, _ in kept], sampling=sampling, layers=[layer]).response[:, 0]
+            two = read(self.engine, [b for _, _, b in kept], sampling=sampling, layers=[layer]).response[:, 0]
+            cosines = (one * two).sum(1) / (np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1))
+            scenarios = [self.scenarios[i] for i, _, _ in kept]
+            out[name] = mean([float(c) for c in cosines], scenarios, self.seed, name, "similarity")
+        return out
+
+    def resisted(self, condition: Condition) -> dict[str, Any]:
+        """Restarts; with the trait before and after them where a judge of texts is at hand."""
+        judge = getattr(self.judge, "trait", None)
+        return resistance(condition.answers, getattr(judge, "score", None))
+
+
+def site_of_layer(steer: Intervention) -> int:
+    """The first edited layer."""
+    return steer.edits[0].site.layer
+
+
+def _examples(aligned: Condition, malicious: Condition, defended: Condition) -> list[dict[str, Any]]:
+    """Three scenarios with all three answers, evenly spread."""
+    n = len(aligned.answers)
+    picked = sorted({0, n // 2, n - 1})
+    return [
+        {"user": aligned.answers[i].ask.user,
+         **{name: {"text": c.answers[i].text, "trait": c.scores[i].trait, "coherence": c.scores[i].coherence}
+            for name, c in (("aligned", aligned), ("malicious", malicious), ("defended", defended))}}
+        for i in picked
+    ]  # fmt: skip
+
+
+def summary_for_bundle(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What a bundle keeps of its scorecard."""
+    kept = {name: {k: row.get(k) for k in ("trait", "coherence", "recovered") if k in row}
+            for name, row in card["attack"].items()}  # fmt: skip
+    return {"attack": kept, "floor": card["floor"], "scenarios": card["scenarios"], "judge": card["judge"],
+            "benign_acted": {k: v["acting"]["acted"]["value"] for k, v in card["benign"].items()},
+            "cost": card.get("cost")}  # fmt: skip
