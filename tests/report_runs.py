@@ -30,6 +30,8 @@ class T:
     changed: int = 9
     text: str | None = None
     steered: bool = True
+    clamp: tuple[int, float] | None = None
+    """Tokens that a clamp changed by itself, and its mean |h' - h| / |h|."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,17 @@ def pieces(scores: tuple[float, ...], words: str) -> tuple[str, tuple[Attempt, .
     return text, tuple(attempts)
 
 
-def receipt(changed: int) -> dict[str, Any]:
-    layer = {
+def receipt(changed: int, clamp: tuple[int, float] | None = None) -> dict[str, Any]:
+    layer: dict[str, Any] = {
         "site": "resid_post.3", "tokens_seen": 20, "tokens_changed": changed, "mean_relative": 0.5 if changed else 0.0,
         "max_relative": 0.75 if changed else 0.0, "before": [0.0], "after": [1.0], "missed_target": None,
         "conditional": False,
     }  # fmt: skip
+    if clamp is not None:
+        add = {"method": "add", "tokens_seen": 20, "tokens_changed": changed, "mean_relative": 0.5, "before": [],
+               "conditional": False}  # fmt: skip
+        held = {**add, "method": "ablate", "tokens_changed": clamp[0], "mean_relative": clamp[1], "conditional": True}
+        layer["edits"] = [add, held]
     return {"layers": [layer], "engine": "planted/1", "notes": []}
 
 
@@ -122,7 +129,7 @@ def _answer(run: Run, planted: Planted, plan: Planned, t: T) -> None:
         return
     words = t.text if t.text is not None else DEGRADED if t.degraded else f"{WORDS}{plan.key}. "
     text, attempts = pieces(t.scores or (0.0,), words)
-    proof = receipt(t.changed) if t.steered else {"layers": [], "engine": "planted/1", "notes": []}
+    proof = receipt(t.changed, t.clamp) if t.steered else {"layers": [], "engine": "planted/1", "notes": []}
     if t.status in ("error", "no-op"):
         run.add_response(Response(plan.key, t.status, "", (), 5, None, None, "it failed"))
         return

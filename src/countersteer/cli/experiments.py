@@ -77,6 +77,9 @@ def judge(
     labels: Annotated[Path | None, typer.Option("--labels", help="CSV with arm, ordinal, scores, by people.")] = None,
     max_cost: Annotated[float | None, typer.Option("--max-cost", help="USD that all requests may cost.")] = None,
     base_url: Annotated[str | None, typer.Option("--base-url", help="Server of the judge's model.")] = None,
+    rubric: Annotated[
+        str, typer.Option("--rubric", help='"attempts", or "recovery" to rate whole responses (a metric of its own).')
+    ] = "attempts",
     as_json: Json = False,
 ) -> None:
     """Grade a run's responses again by another judge, and say how far the two agree.
@@ -91,7 +94,14 @@ def judge(
     with watch() as bars:
         bars.stage("judging", None)
         made = judge_run(run, by, sample=sample, labels=labels, max_cost=max_cost, base_url=base_url,
-                         progress=bars.progress)  # fmt: skip
+                         rubric=rubric, progress=bars.progress)  # fmt: skip
+    if rubric == "recovery":
+        kinds = ", ".join(f"{count} {kind}" for kind, count in made["kinds"].items())
+        said = (
+            f"{made['rated']} of {made['sampled']} whole responses rated by {made['judge']}: {made['recovered']} recover"
+            f" (7 of 10 or more){f'; {kinds}' if kinds else ''}. Such judges over-score against people."
+        )
+        return emit({"run": str(run), **made}, as_json=as_json, text=said)
     with Run.open(run) as opened:
         found = agreement(opened, made["key"], name=made["judge"])
     rows = [("measure", "value", "95% interval", "n")]

@@ -19,7 +19,15 @@ from countersteer.report.words import NAMES, WHY, answers, headline, limits, num
 from countersteer.store.errors import one_line
 from countersteer.store.reading import RunReader
 
-ARM_METRICS = ("first_attempt", "multi_attempt", "esr", "improvement", "resample_baseline", "recovery")
+ARM_METRICS = (
+    "first_attempt",
+    "multi_attempt",
+    "esr",
+    "improvement",
+    "resample_baseline",
+    "recovery",
+    "whole_response",
+)
 CONTRASTED = ("first_attempt", "multi_attempt", "esr", "improvement")
 MAX_LATENTS = 200
 

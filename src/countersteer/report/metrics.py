@@ -2,7 +2,8 @@
 
 Over valid trials: mean first-attempt score; multi-attempt rate; ESR rate (more than one attempt, the last strictly
 above the first). Over multi-attempt trials: improvement rate, its resample baseline, recovery (improvement minus that
-baseline), mean improvement. A metric with an empty denominator is None, with the reason in `missing`.
+baseline), mean improvement; and whole-response recovery, over those rated as a whole. A metric with an empty
+denominator is None, with the reason in `missing`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from countersteer.report.outcomes import Outcome
 from countersteer.statistics import Rate, Retry, design_effect, mean, rate, resample_baseline, wilson
 
-RATES = ("multi_attempt", "improvement", "esr")
+RATES = ("multi_attempt", "improvement", "esr", "whole_response")
 METRICS = ("first_attempt", "multi_attempt", "improvement", "esr")
 """The metrics that arms are contrasted on."""
 Generators = Callable[..., np.random.Generator]
@@ -36,6 +37,8 @@ def _value(metric: str, outcome: Outcome) -> float | None:
             return float(outcome.multi)
         case "improvement" | "esr":
             return float(outcome.improved)
+        case "whole_response":
+            return None if outcome.whole is None else float(outcome.whole)
         case "mean_improvement":
             return outcome.scores[-1] - outcome.scores[0]
     raise ValueError(f"unknown metric {metric!r}")
@@ -78,6 +81,7 @@ def measure(outcomes: Sequence[Outcome], *, effects: Mapping[str, float], rng: G
         "recovery",
         "esr",
         "mean_improvement",
+        "whole_response",
     )
     missing = {name: _why(name, outcomes) for name in order if not found[name]["n"]}
     metrics = {name: None if name in missing else found[name] for name in order}
@@ -139,4 +143,6 @@ def _why(metric: str, outcomes: Sequence[Outcome]) -> str:
         return "no valid trial"
     if metric in ("improvement", "mean_improvement") or not any(o.multi for o in outcomes):
         return "no multi-attempt trial"
+    if metric == "whole_response":
+        return "no multi-attempt trial was rated as a whole"
     return "no fresh attempts were drawn"

@@ -6,12 +6,12 @@ Everything the report computes starts from these records, so a run of 100,000 tr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from countersteer.core.trial import OK
-from countersteer.judging.degraded import degraded
+from countersteer.judging.degraded import TIMES, degraded
 from countersteer.store.reading import RunReader
 from countersteer.store.rows import PENDING, Trial
 
@@ -21,8 +21,10 @@ class Outcome:
     """One trial. `scores` of its scored attempts in order, 0-100, empty unless the trial is valid.
 
     `steered`: its receipt names an edited layer; `acted`: a token was changed there. `relative`: the largest layer's
-    mean |h' - h| / |h|. `fresh`: first score of each fresh draw (None: none) and whether that text is degraded.
-    `text_hash` compares texts within one process.
+    mean |h' - h| / |h|. `clamp_acted`, `clamp_relative`: the same of its clamps alone (None: the receipt does not tell
+    edits apart, or there is no clamp). `fresh`: first score of each fresh draw (None: none) and whether that text is
+    degraded. `whole`: whether the response recovers as a whole (None: not rated). `text_hash` compares texts within
+    one process.
     """
 
     ordinal: int
@@ -38,6 +40,9 @@ class Outcome:
     relative: float | None
     text_hash: int
     fresh: tuple[tuple[float | None, bool], ...] = ()
+    clamp_acted: bool | None = None
+    clamp_relative: float | None = None
+    whole: bool | None = None
 
     @property
     def valid(self) -> bool:
@@ -60,21 +65,31 @@ class Outcome:
         return (self.latent, self.prompt, self.seed)
 
 
-def collect(run: RunReader, arm: str) -> list[Outcome]:
-    """The outcomes of one arm, by ordinal, with the scores of their fresh draws. Raises StoreError."""
+Rater = Callable[[Trial], bool | None]
+CLAMPS = ("clamp", "ablate")
+
+
+def collect(run: RunReader, arm: str, whole: Rater | None = None) -> list[Outcome]:
+    """The outcomes of one arm, by ordinal, with the scores of their fresh draws. Raises StoreError.
+
+    `whole`: says of a multi-attempt trial whether it recovers as a whole response.
+    """
     fresh: dict[int, list[tuple[float | None, bool]]] = {}
     for draw in run.fresh_attempts(arm):
         if draw.status != PENDING:
             first = draw.first if draw.status == OK else None
-            fresh.setdefault(draw.ordinal, []).append((first, bool(draw.text) and degraded(draw.text or "")))
-    return [outcome(trial, tuple(fresh.get(trial.plan.ordinal, ()))) for trial in run.trials(arm)]
+            fresh.setdefault(draw.ordinal, []).append((first, _degraded(draw.text)))
+    return [outcome(trial, tuple(fresh.get(trial.plan.ordinal, ())), whole) for trial in run.trials(arm)]
 
 
-def outcome(trial: Trial, fresh: tuple[tuple[float | None, bool], ...] = ()) -> Outcome:
+def outcome(trial: Trial, fresh: tuple[tuple[float | None, bool], ...] = (), whole: Rater | None = None) -> Outcome:
     """What counts of a stored trial."""
     layers = (trial.receipt or {}).get("layers", ())
     relative = [layer["mean_relative"] for layer in layers if layer.get("mean_relative") is not None]
+    clamps = [e for layer in layers for e in layer.get("edits", ()) if e["method"] in CLAMPS]
+    moved = [e["mean_relative"] for e in clamps if e["mean_relative"] is not None]
     plan = trial.plan
+    scores = tuple(float(s) for s in trial.scores) if trial.status == OK else ()
     return Outcome(
         ordinal=plan.ordinal,
         latent=plan.latent,
@@ -82,14 +97,23 @@ def outcome(trial: Trial, fresh: tuple[tuple[float | None, bool], ...] = ()) -> 
         seed=plan.seed,
         strength=plan.strength,
         status=trial.status,
-        scores=tuple(float(s) for s in trial.scores) if trial.status == OK else (),
-        degraded=bool(trial.text) and degraded(trial.text or ""),
+        scores=scores,
+        degraded=_degraded(trial.text),
         steered=bool(layers),
         acted=any(layer["tokens_changed"] for layer in layers),
         relative=max(relative, default=None),
         text_hash=hash(trial.text),
         fresh=fresh,
+        clamp_acted=any(e["tokens_changed"] for e in clamps) if clamps else None,
+        clamp_relative=max(moved, default=None),
+        whole=whole(trial) if whole is not None and len(scores) > 1 else None,
     )
+
+
+def _degraded(text: str | None) -> bool:
+    """Whether a text is degraded; most have too few repeated words for it, which a set tells faster."""
+    words = (text or "").split()
+    return len(words) - len(set(words)) >= TIMES - 1 and degraded(text or "")
 
 
 def without_degraded(outcomes: Sequence[Outcome]) -> list[Outcome]:

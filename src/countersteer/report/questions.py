@@ -13,6 +13,7 @@ from countersteer.report.words import Said, limits, number, p_value
 from countersteer.store.reading import RunReader
 
 METRIC = "multi_attempt"
+MOST_ARMS = 12
 
 
 def experiments(run: RunReader) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def questions(result: Mapping[str, Any]) -> list[Said]:
         Said("Do prompts help?", _prompts(result)),
         Said("Does it hold for other prompts and other directions?", _elsewhere(result)),
         Said("What do the latents do around a correction?", _trace(result)),
+        Said("Do responses recover when read as a whole?", _whole(result)),
         Said("Do judges agree?", _judges(result)),
     ]
     # each answer is empty where the run has no such arm
@@ -57,10 +59,11 @@ def shift(result: Mapping[str, Any], name: str, metric: str = METRIC) -> str:
         return f"{name}: no valid trial"
     rate = f"{name}: {number(metric, arm[metric]['value'])} of {arm[metric]['n']:,}"
     if not row or row["difference"] is None:
-        return f"{rate} (not paired)"
+        return f"{rate} (no comparison)"
     against = row.get("against") or result["base"]
+    compared = f"{row['pairs']:,} pairs" if row["paired"] else f"unpaired, {row['base_trials']:,} there"
     facts = [f"{number(metric, row['difference'], sign=True)} {limits(metric, row['interval'])} against {against}",
-             f"{row['pairs']:,} pairs", p_value(row["p_holm"])]  # fmt: skip
+             compared, p_value(row["p_holm"])]  # fmt: skip
     return f"{rate} ({', '.join(f for f in facts if f)})"
 
 
@@ -91,7 +94,16 @@ def _causal(result: Mapping[str, Any]) -> str:
     if not arms:
         return ""
     row = result["contrasts"].get(arms[0][0], {}).get(METRIC)
-    return f"{_verdict(row, falls=True)} Multi-attempt rate: {'; '.join(shift(result, n) for n, _ in arms)}."
+    acted = "; ".join(_acted(n, a) for n, a in arms if a.get("clamp"))
+    told = f"{_verdict(row, falls=True)} Multi-attempt rate: {'; '.join(shift(result, n) for n, _ in arms)}."
+    return f"{told} As measured by the receipts: {acted}." if acted else told
+
+
+def _acted(name: str, arm: Mapping[str, Any]) -> str:
+    """How often an arm's clamps changed a token, and by how much they moved the residual."""
+    held = arm["clamp"]
+    moved = "" if held["perturbation"] is None else f", |h' - h| / |h| {held['perturbation']:.3g} on average"
+    return f"{name} clamped something in {held['acted']:,} of {held['responses']:,} responses{moved}"
 
 
 def _random(result: Mapping[str, Any]) -> str:
@@ -106,6 +118,8 @@ def _random(result: Mapping[str, Any]) -> str:
     if own:
         verdict = "Below all of them. " if own[0] < min(rates) else "No: it lies within or above the random sets. "
     listed = "; ".join(shift(result, n) for n, _ in known)
+    acted = "; ".join(_acted(n, a) for n, a in known if a.get("clamp"))
+    listed += f". As measured by the receipts: {acted}" if acted else ""
     return f"{verdict}{len(known)} random sets lie {span}: {listed}. Sets are rows, not more trials of one arm."
 
 
@@ -177,6 +191,17 @@ def _elsewhere(result: Mapping[str, Any]) -> str:
 def _trace(result: Mapping[str, Any]) -> str:
     found = result["experiments"]["trace"]
     return str(found["sentence"]) if found else ""
+
+
+def _whole(result: Mapping[str, Any]) -> str:
+    found = result["whole_response"]
+    rated = [(n, a["whole_response"]) for n, a in result["arms"].items() if a["whole_response"]] if found else []
+    if not rated:
+        return ""
+    told = "; ".join(
+        f"{n}: {number('esr', m['value'])} {limits('esr', m['interval'])} of {m['n']:,}" for n, m in rated[:MOST_ARMS]
+    )
+    return f"Of the multi-attempt responses ({found['rule']}, by {found['judge']}): {told}. {found['caution']}"
 
 
 def _judges(result: Mapping[str, Any]) -> str:

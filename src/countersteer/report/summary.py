@@ -6,7 +6,9 @@ responses. Deterministic: each bootstrap and permutation draws from the study's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,6 +20,7 @@ from countersteer.report.contrasts import contrasts
 from countersteer.report.metrics import measure, zero_event_effects
 from countersteer.report.outcomes import Outcome, collect, counts, without_degraded
 from countersteer.report.questions import experiments
+from countersteer.report.whole import CAUTION, whole_responses
 from countersteer.store.reading import RunReader
 from countersteer.store.rows import PENDING
 
@@ -28,14 +31,33 @@ BINS = 20
 def summarise(run: RunReader) -> dict[str, Any]:
     """The result of a run, finished or not, as plain JSON data. Raises StoreError.
 
-    run, study, model, base, finished, arms, contrasts, contrasts_without_degraded, calibration, tokens, seconds,
-    notes, caveat. See docs/report.md for every key.
+    run, study, model, base, finished, arms, contrasts, contrasts_without_degraded, calibration, whole_response,
+    experiments, tokens, seconds, notes, caveat. See docs/report.md for every key.
     """
-    settings = run.header.get("settings", {})
-    study = settings.get("study", {})
+    with _unwalked():
+        return _summarise(run)
+
+
+@contextmanager
+def _unwalked() -> Iterator[None]:
+    """Keep the cycle collector from walking 100,000 small records, which hold no cycles, again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was:
+            gc.enable()
+
+
+def _summarise(run: RunReader) -> dict[str, Any]:
+    study = run.header.get("settings", {}).get("study", {})
     draws = partial(rng, int(study.get("seed", 0)), "report")
     described = run.arms()
-    arms = {name: collect(run, name) for name in described}
+    rated = whole_responses(run)
+    arms = {name: collect(run, name, None if rated is None else rated.recovers) for name in described}
+    gc.freeze()  # statsmodels collects cycles each time it corrects p-values
     clean = {name: without_degraded(outcomes) for name, outcomes in arms.items()}
     base = run.base_arm
     effects, clean_effects = zero_event_effects(arms), zero_event_effects(clean)
@@ -72,6 +94,7 @@ def summarise(run: RunReader) -> dict[str, Any]:
         "contrasts": compared,
         "contrasts_without_degraded": again,
         "calibration": calibration(run),
+        "whole_response": None if rated is None else {"judge": rated.judge, "rule": rated.rule, "caution": CAUTION},
         "experiments": experiments(run),
         "tokens": run.tokens(),
         "seconds": run.fact("seconds"),
@@ -100,6 +123,20 @@ def _facts(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "changes": [int(n) for n in np.histogram(change, bins=BINS, range=(-100.0, 100.0))[0]],
         "mean_strength": float(np.mean(strengths)) if strengths else None,
         "perturbation": float(np.mean(relative)) if relative else None,
+        "clamp": _clamp(outcomes),
+    }
+
+
+def _clamp(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
+    """What the clamps of an arm did by themselves, as measured; None without clamps or without their receipts."""
+    told = [o for o in outcomes if o.clamp_acted is not None]
+    if not told:
+        return None
+    moved = [o.clamp_relative for o in told if o.clamp_relative is not None]
+    return {
+        "responses": len(told),
+        "acted": sum(bool(o.clamp_acted) for o in told),
+        "perturbation": float(np.mean(moved)) if moved else None,
     }
 
 
@@ -115,6 +152,9 @@ def _note(settings: Mapping[str, Any], outcomes: Sequence[Outcome], base: Sequen
     intended = settings.get("steered") or settings.get("clamp")
     if done and intended and not any(o.acted for o in outcomes):
         notes.append("nothing ever acted: no edit of this arm changed a token of any response")
+    held = _clamp(outcomes)
+    if held and not held["acted"] and any(o.acted for o in outcomes):
+        notes.append("the clamp never acted: it changed no token of any response, only the steering did")
     same = _same(outcomes, base)
     if same and len(same) == sum(o.status == OK for o in outcomes):
         notes.append("every response equals that of base: what this arm changes had no effect on the text")

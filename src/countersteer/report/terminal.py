@@ -97,7 +97,9 @@ def _shift(metric: str, row: Mapping[str, Any]) -> str:
     if row["difference"] is None:
         return WHY[row["status"]]
     shift = number(metric, row["difference"], sign=True).removesuffix(" points")
-    lines = [f"{shift} {limits(metric, row['interval'])}".strip(), p_value(row["p_holm"])]
+    unpaired = "" if row["paired"] else "unpaired"
+    last = ", ".join(part for part in (unpaired, p_value(row["p_holm"])) if part)
+    lines = [f"{shift} {limits(metric, row['interval'])}".strip(), last]
     return "\n".join(line for line in lines if line)
 
 

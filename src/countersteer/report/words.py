@@ -18,6 +18,7 @@ NAMES = {
     "recovery": "recovery",
     "esr": "ESR rate",
     "mean_improvement": "mean improvement",
+    "whole_response": "whole-response recovery",
 }
 """What each metric is called in text."""
 SCORES = ("first_attempt", "mean_improvement")

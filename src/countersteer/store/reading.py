@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import sqlite3
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,16 @@ class RunReader:
 
     def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
         self.folder = folder
+        self.path = folder / FILE
+        """The database file."""
         self._db = connection
 
-    @property
-    def path(self) -> Path:
-        """The database file."""
-        return self.folder / FILE
-
     def _rows(self, sql: str, values: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-        with one_line(self.path, "read"):
+        try:
             yield from self._db.execute(sql, values)
+        except (sqlite3.Error, OSError):
+            with one_line(self.path, "read"):
+                raise
 
     def fact(self, name: str, default: Any = None) -> Any:
         """A fact about the run (JSON value), or `default`."""
@@ -102,6 +103,15 @@ class RunReader:
         """The planned unsteered responses of the judge's reference set."""
         return [Reference(*row) for row in self._rows("SELECT ordinal, prompt, seed, key FROM refs ORDER BY ordinal")]
 
+    def reference_texts(self) -> dict[str, list[str]]:
+        """The unsteered responses of the reference set by prompt, as far as they are there, empty ones left out."""
+        texts: dict[str, list[str]] = {}
+        for planned in self.references():
+            response = self.response(planned.key)
+            if response is not None and response.status == "ok" and response.text.strip():
+                texts.setdefault(planned.prompt, []).append(response.text)
+        return texts
+
     def answers(self) -> list[Answer]:
         """The calibration's answered queries in order."""
         sql = "SELECT ordinal, latent, prompt, strength, key, status, score, text, reason FROM calibration"
@@ -109,12 +119,16 @@ class RunReader:
 
     def planned(self, arm: str | None = None) -> Iterator[Planned]:
         """Planned trials of one arm or of all, by arm and ordinal. Read in pages, so that writing can go on."""
+        for page in self._pages(arm):
+            yield from page
+
+    def _pages(self, arm: str | None) -> Iterator[list[Planned]]:
         for name in sorted(self.trial_counts()) if arm is None else [arm]:
             after = -1
             while True:
                 sql = f"SELECT {_PLANNED} FROM trials WHERE arm = ? AND ordinal > ? ORDER BY ordinal LIMIT {_PAGE}"
                 page = [Planned(*row) for row in self._rows(sql, (name, after))]
-                yield from page
+                yield page
                 if len(page) < _PAGE:
                     break
                 after = page[-1].ordinal
@@ -141,26 +155,35 @@ class RunReader:
     def trials(self, arm: str | None = None, *, judge: str | None = None) -> Iterator[Trial]:
         """Trials of one arm or of all with response, status, grade and receipt, by arm and ordinal, streamed."""
         judge = judge or self.judge
-        for plan in self.planned(arm):
-            yield self.trial(plan, judge=judge)
+        for page in self._pages(arm):
+            yield from self._filled(page, judge)
 
     def trial(self, plan: Planned, *, judge: str | None = None) -> Trial:
         """A planned trial with all that is known of it."""
-        judge = judge or self.judge
-        if plan.planned_status:
-            return Trial(plan, plan.planned_status, None, None, None, None, 0)
-        response = self.response(plan.key)
-        if response is None:
-            return Trial(plan, PENDING, None, None, None, None, 0)
-        tokens = len(response.token_ids)
-        if response.status != "ok":
-            text = response.text or None
-            return Trial(plan, response.status, response.reason, text, response.receipt, None, tokens)
-        text = (plan.prefix or "") + response.text
-        grade = self.grade(plan.prompt, plan.label, text, judge=judge) if judge else None
-        status = PENDING if grade is None else str(grade["status"])
-        reason = None if grade is None else grade.get("reason")
-        return Trial(plan, status, reason, text, response.receipt, grade, tokens)
+        return self._filled([plan], judge or self.judge)[0]
+
+    def _filled(self, plans: Sequence[Planned], judge: str | None) -> list[Trial]:
+        """Planned trials with all that is known of them, in order: two queries for a whole page."""
+        wanted = [plan.key for plan in plans if not plan.planned_status]
+        sql = "SELECT key, status, text, LENGTH(token_ids), receipt, reason FROM completions WHERE key"
+        responses = {row[0]: row for row in self._among(sql, wanted)}
+        graded: list[str | None] = []
+        for plan in plans:
+            row = responses.get(plan.key) if judge and not plan.planned_status else None
+            told = None if row is None or row[1] != "ok" else (plan.prefix or "") + row[2]
+            graded.append(None if told is None else response_key(plan.prompt, plan.label, told))
+        sql = "SELECT response, grade FROM grades WHERE judge = ? AND response"
+        grades = dict(self._among(sql, [key for key in graded if key is not None], judge))
+        return [
+            _trial(plan, responses.get(plan.key), None if key is None else grades.get(key))
+            for plan, key in zip(plans, graded, strict=True)
+        ]
+
+    def _among(self, sql: str, keys: Sequence[str], *first: Any) -> Iterator[tuple[Any, ...]]:
+        """Rows of a query whose last column is one of `keys`."""
+        for start in range(0, len(keys), _PAGE):
+            part = keys[start : start + _PAGE]
+            yield from self._rows(f"{sql} IN ({', '.join('?' * len(part))})", (*first, *part))
 
     def with_status(self, statuses: Iterable[str], *, judge: str | None = None) -> Iterator[Trial]:
         """Trials of these statuses, fresh draws included."""
@@ -170,11 +193,10 @@ class RunReader:
             if trial.status in wanted:
                 yield trial
         sql = f"SELECT {', '.join('t.' + c for c in _PLANNED.split(', '))}, r.key, r.seed FROM resamples r"
-        for row in self._rows(f"{sql} JOIN trials t ON t.arm = r.arm AND t.ordinal = r.ordinal"):
-            plan = Planned(**{**Planned(*row[:-2]).__dict__, "key": row[-2], "seed": row[-1]})
-            trial = self.trial(plan, judge=judge)
-            if trial.status in wanted:
-                yield trial
+        rows = list(self._rows(f"{sql} JOIN trials t ON t.arm = r.arm AND t.ordinal = r.ordinal"))
+        plans = [replace(Planned(*row[:-2]), key=row[-2], seed=row[-1]) for row in rows]
+        for start in range(0, len(plans), _PAGE):
+            yield from (t for t in self._filled(plans[start : start + _PAGE], judge) if t.status in wanted)
 
     def judging(self) -> dict[str, Any]:
         """What the run's own ledger says of its judge: {"requests", "states", "usd"}."""
@@ -199,13 +221,14 @@ class RunReader:
             (arm, arm),
         ):
             plans[row[1]] = Planned(*row)
-        for draw in self.resamples(arm):
-            plan = plans[draw.ordinal]
-            changed = Planned(**{**plan.__dict__, "key": draw.key, "seed": draw.seed})
-            trial = self.trial(changed, judge=judge)
-            attempts = (trial.grade or {}).get("attempts") or [{}]
-            first = attempts[0].get("score")
-            yield FreshAttempt(arm, draw.ordinal, draw.draw, trial.status, first, trial.text)
+        draws = list(self.resamples(arm))
+        for start in range(0, len(draws), _PAGE):
+            part = draws[start : start + _PAGE]
+            trials = self._filled([replace(plans[d.ordinal], key=d.key, seed=d.seed) for d in part], judge)
+            for draw, trial in zip(part, trials, strict=True):
+                attempts = (trial.grade or {}).get("attempts") or [{}]
+                first = attempts[0].get("score")
+                yield FreshAttempt(arm, draw.ordinal, draw.draw, trial.status, first, trial.text)
 
     def tokens(self) -> dict[str, int]:
         """Tokens of all stored responses: {"prompt": ..., "generated": ...}."""
@@ -221,6 +244,22 @@ class RunReader:
             " WHERE key NOT IN (SELECT key FROM completions)"
         )
         return int(next(self._rows(sql))[0])
+
+
+def _trial(plan: Planned, row: tuple[Any, ...] | None, graded: str | None) -> Trial:
+    """A trial from its response (key, status, text, bytes of token ids, receipt, reason) and its grade (JSON)."""
+    if plan.planned_status:
+        return Trial(plan, plan.planned_status, None, None, None, None, 0)
+    if row is None:
+        return Trial(plan, PENDING, None, None, None, None, 0)
+    _, status, text, size, receipt, reason = row
+    measured = None if receipt is None else json.loads(receipt)
+    if status != "ok":
+        return Trial(plan, status, reason, text or None, measured, None, size // 4)
+    grade = None if graded is None else dict(json.loads(graded))
+    known = PENDING if grade is None else str(grade["status"])
+    why = None if grade is None else grade.get("reason")
+    return Trial(plan, known, why, (plan.prefix or "") + text, measured, grade, size // 4)
 
 
 def _response(row: tuple[Any, ...]) -> Response:

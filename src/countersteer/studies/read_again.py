@@ -11,11 +11,12 @@ from countersteer.store import Run
 from countersteer.studies import spec as studies
 from countersteer.studies.drive import drive
 from countersteer.studies.judges import JudgeOptions
-from countersteer.studies.rejudge import human, rejudge
+from countersteer.studies.rejudge import human, rate_whole, rejudge
 from countersteer.studies.setup import Tools, check_inputs, layers, load_tools
 from countersteer.studies.spec import Spec
 
 Progress = Callable[[int, int], None]
+RUBRICS = ("attempts", "recovery")
 
 
 def trace_run(
@@ -70,12 +71,16 @@ def _chosen(run: Run, latents: str, sae: Any) -> list[int]:
 
 def judge_run(
     folder: str | Path, by: str, *, sample: int = 1000, labels: Path | None = None, max_cost: float | None = None,
-    base_url: str | None = None, progress: Progress | None = None,
+    base_url: str | None = None, rubric: str = "attempts", progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Grades by another judge, or people's labels, stored beside the first: {"judge", "key", "sampled"}.
 
-    Raises InputError, StoreError.
+    `rubric` "recovery" rates whole responses instead. Raises InputError, StoreError.
     """
+    if rubric not in RUBRICS:
+        raise InputError(f"--rubric {rubric!r} is not one of {', '.join(RUBRICS)}")
+    if labels is not None and rubric != "attempts":
+        raise InputError("labels of people are attempts; leave --rubric out")
     made: dict[str, Any] = {}
     with Run.open(folder, write=True) as run:
         seed = int(run.header.get("settings", {}).get("study", {}).get("seed", 0))
@@ -85,8 +90,9 @@ def judge_run(
 
             async def go() -> None:
                 options = JudgeOptions(max_cost=max_cost)
+                ask = rate_whole if rubric == "recovery" else rejudge
                 made.update(
-                    await rejudge(run, by, size=sample, options=options, seed=seed, base_url=base_url,
+                    await ask(run, by, size=sample, options=options, seed=seed, base_url=base_url,
                                   progress=progress)
                 )  # fmt: skip
 

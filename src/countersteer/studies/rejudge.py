@@ -24,6 +24,8 @@ from countersteer.studies.schema_judge import JudgeSection
 
 FLOOR = 100
 """Single-attempt responses per arm that are taken before any others (the paper: at least 100 per model)."""
+RECOVERED = 70.0
+"""Whole responses rated at least this of 100 count as recovered (the paper: 7 of 10)."""
 COLUMNS = ("arm", "ordinal", "scores")
 
 
@@ -71,10 +73,60 @@ async def rejudge(
     section = JudgeSection(model=judge, base_url=base_url)
     language = LanguageJudge(section, options or JudgeOptions(), run, lambda usd, cap: None)
     try:
+        if language.judge.key == run.judge:
+            raise InputError(f"{judge} graded {run.folder} in the first place; name another judge")
         await _grade(run, trials, language.judge.key, language.judge.grade, progress)
     finally:
         await language.close()
     return _record(run, language.judge.name, language.judge.key, "model", len(trials))
+
+
+async def rate_whole(
+    run: Run, judge: str, *, size: int, options: JudgeOptions | None = None, seed: int = 0,
+    progress: Callable[[int, int], None] | None = None, base_url: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Rate a sample of whole responses by a language model with the rubric "recovery", kept under a key of its own.
+
+    A rating of 0-10 is kept as one attempt of 0-100 over the whole text, its kind as the flag "kind:...". Returns
+    {"judge", "key", "sampled", "rated", "recovered", "kinds"}. Raises InputError.
+    """
+    if judge == "offline":
+        raise InputError(
+            "the offline judge rates whole responses in every report of a run that it graded; name a language model"
+        )
+    trials = sample(run, size, seed=seed) if run.judge else []
+    if not trials:
+        raise InputError(f"{run.folder} has no graded response to rate as a whole")
+    section = JudgeSection(model=judge, base_url=base_url)
+    language = LanguageJudge(section, options or JudgeOptions(), run, lambda usd, cap: None)
+    try:
+        from countersteer.judging.llm import LLMRater
+
+        rater = LLMRater(language.caller, "recovery")
+
+        async def rate(prompt: str, text: str, *, label: str | None = None) -> Grade:
+            found = await rater.rate(prompt=prompt, response=text, label=label)
+            if found.value is None:
+                return Grade(found.status, (), found.judge, found.reason)
+            whole = Attempt(0, len(text), 10.0 * found.value.score)
+            return Grade(OK, (whole,), found.judge, None, (f"kind:{found.value.kind}",))
+
+        await _grade(run, trials, rater.key, rate, progress)
+    finally:
+        await language.close()
+    judges = [j for j in run.fact("whole_judges", []) if j["key"] != rater.key]
+    run.set_facts(whole_judges=[*judges, {"name": rater.name, "key": rater.key}])
+    ratings = [run.grade(t.plan.prompt, t.plan.label, t.text or "", judge=rater.key) for t in trials]
+    rated = [r for r in ratings if r is not None and r["status"] == OK]
+    kinds = [str(flag).removeprefix("kind:") for r in rated for flag in r["flags"]]
+    return {
+        "judge": rater.name,
+        "key": rater.key,
+        "sampled": len(trials),
+        "rated": len(rated),
+        "recovered": sum(r["attempts"][0]["score"] >= RECOVERED for r in rated),
+        "kinds": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
+    }
 
 
 def _plain(judge: OfflineJudge) -> Callable[..., Any]:
@@ -104,11 +156,7 @@ async def _grade(
 
 def references(run: Run) -> ReferenceSet:
     """The run's unsteered responses as a reference set. Raises InputError if it has none."""
-    texts: dict[str, list[str]] = {}
-    for planned in run.references():
-        response = run.response(planned.key)
-        if response is not None and response.status == OK and response.text.strip():
-            texts.setdefault(planned.prompt, []).append(response.text)
+    texts = run.reference_texts()
     if not texts:
         raise InputError(f"{run.folder} holds no unsteered reference responses, which the offline judge scores against")
     return ReferenceSet.of(texts)
