@@ -52,8 +52,7 @@ class Encoder:
         """Ids and labels of one example. Raises RefusedError."""
         front, back = self._around(example)
         text = front + example.answer + back
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = list(found["input_ids"]), [(int(a), int(b)) for a, b in found["offset_mapping"]]
+        ids, offsets = self._tokens(front, example.answer + back)
         stop = len(front) + len(example.answer)
         cut = self._end(ids, offsets, stop)
         ids, offsets = ids[:cut], offsets[:cut]
@@ -71,6 +70,26 @@ class Encoder:
         before = sum(b <= len(front) for _, b in offsets)
         labels = [token if on else IGNORED for token, on in zip(ids, wanted, strict=True)]
         return Encoded(tuple(ids), tuple(labels), before)
+
+    def _tokens(self, front: str, rest: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokens of the text with their characters: first those that a study sends, so that none reaches beyond them."""
+        sent, before = self._plain(front)
+        ids, offsets = self._plain(front + rest)
+        if ids[: len(sent)] == sent:
+            return ids, offsets
+        after, places = self._plain(rest)
+        said = self.tokenizer.decode(after, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if said != rest:
+            raise RefusedError(
+                "this tokenizer",
+                "it joins the end of the prompt with the beginning of the answer, as no generation would",
+                "another tokenizer of the model",
+            )
+        return sent + after, before + [(a + len(front), b + len(front)) for a, b in places]
+
+    def _plain(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(found["input_ids"]), [(int(a), int(b)) for a, b in found["offset_mapping"]]
 
     def _around(self, example: Example) -> tuple[str, str]:
         """What a study sends before the answer, and what the template writes after one."""
