@@ -1,4 +1,4 @@
-"""What an intervention did to the residual stream over many answers, from their receipts; and whether the model resists.
+"""What an intervention did to the residual stream over many answers, by their receipts; and whether the model resists.
 
 Acting: how often, on how many tokens, how far (|h' - h| / |h|), and how far along the read direction. Resisting: the
 share of answers that restart ("wait, that is not right"), and after how many of those restarts the trait is lower than

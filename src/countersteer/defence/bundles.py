@@ -1,4 +1,4 @@
-"""Bundles of a defence: made from a sweep's choice, shown, compared, checked against a model, derived for other weights.
+"""Bundles of a defence: made from a sweep's choice, shown, compared, checked on a model, derived for other weights.
 
 A bundle's metadata holds what it was made for (model fingerprint, template, tokenizer), the fit's numbers, the sweep's
 choice with its controls, the digests of the scenarios already seen, and some *witness* responses: with those its

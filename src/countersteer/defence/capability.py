@@ -1,8 +1,8 @@
 """Capability with and without a defence, by Inspect on local data: multiple choice and instruction following.
 
 One JSONL line per question. `{"id", "kind": "choice", "question", "choices": [...], "answer": "B"}`, or `{"id",
-"kind": "instruction", "prompt", "checks": [{"words_at_most": 20}, ...]}` with checks of the answer's form alone, so that
-no judge is needed. A small set of our own is shipped as `shipped`; public sets (MMLU, IFEval) convert line by line.
+"kind": "instruction", "prompt", "checks": [{"words_at_most": 20}, ...]}`: checks of the answer's form alone, so that no
+judge is needed. A small set of our own is shipped as `shipped`; public sets (MMLU, IFEval) convert line by line.
 """
 
 from __future__ import annotations
@@ -136,7 +136,9 @@ def run(
         return score
 
     own = settings.defence
-    options = {k: v for k, v in {"dtype": own.dtype, "device": own.device, "intervention": intervention}.items() if v}
+    options: dict[str, Any] = {
+        k: v for k, v in {"dtype": own.dtype, "device": own.device, "intervention": intervention}.items() if v
+    }
     tasks = []
     choices = [r for r in questions if r["kind"] == "choice"]
     orders = [r for r in questions if r["kind"] == "instruction"]

@@ -105,7 +105,7 @@ def _fit(model: Any, texts: Sequence[Any], write: Tensor, layer: int, settings: 
             for _ in range(settings.steps):
                 adam.zero_grad()
                 value = loss()
-                (value + settings.penalty * (c**2).sum()).backward()  # type: ignore[no-untyped-call]
+                (value + settings.penalty * (c**2).sum()).backward()
                 adam.step()
                 after = float(loss().detach())
                 if after < best[0]:

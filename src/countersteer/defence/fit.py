@@ -55,8 +55,9 @@ class Fit:
         if kind not in sep.KINDS:
             raise InputError(f"no direction {kind!r}; a fit has {', '.join(sep.KINDS)}")
         index = self.layers.index(self._row(layer)["layer"])
-        return Direction(self.arrays[f"direction.{kind}"][index], Site(layer), model=self.facts["model_fingerprint"],
-                         origin=f"{kind} of {self.facts['trait']['name']}", label=self.facts["trait"]["name"])  # fmt: skip
+        trait = self.facts["trait"]["name"]
+        vector = self.arrays[f"direction.{kind}"][index]
+        return Direction(vector, Site(layer), self.facts["model_fingerprint"], f"{kind} of {trait}", trait)
 
     @property
     def condition_layer(self) -> int:

@@ -101,7 +101,7 @@ class OrganismJudge:
         self.key = f"{self.trait.key}+{self._judge.key}"
 
     def score(self, answers: Sequence[Answer]) -> list[Scores]:
-        """Scores of answers to prepared questions; the likelihood is under the aligned prompt and the plain question."""
+        """Scores of answers to prepared questions; the likelihood is under aligned prompt and plain question."""
         if self._judge is None:
             raise InputError("the offline judge has no references: call prepare first")
         most = self.settings.judge.first_tokens
@@ -126,7 +126,7 @@ class OrganismJudge:
 
 
 class LanguageJudge:
-    """A language model with the rubrics for trait and coherence. Replies are kept in a folder, so nothing is paid twice."""
+    """A language model with the rubrics for trait and coherence. Its replies are kept: nothing is paid twice."""
 
     def __init__(self, engine: Any, data: TraitData, settings: Settings, folder: Path) -> None:
         from countersteer.judging.llm import judge_key
@@ -161,7 +161,8 @@ class LanguageJudge:
                 raters[1].rate(prompt=user, response=text),
             )
             bad = next((r.status for r in (trait, coherence) if r.value is None), "ok")
-            return Scores(*(None if r.value is None else r.value.score for r in (trait, coherence)), bad)
+            got = [None if r.value is None else float(r.value.score) for r in (trait, coherence)]
+            return Scores(got[0], got[1], bad)
 
         async def everything() -> list[Scores]:
             ledger = Replies.shared(self.folder)

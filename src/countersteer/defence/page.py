@@ -57,9 +57,9 @@ def headline(card: Mapping[str, Any]) -> str:
     if share["value"] is not None:
         said = f"{percent(share['value'])} {percent_limits(share)} of the gap between the baselines is closed"
     return (
-        f"Under the malicious system prompt the trait is {number(row['trait'])} with the defence, {number(low['trait'])}"
-        f" without, and {number(high['trait'])} under the aligned prompt: {said}. Coherence {number(row['coherence'])} is"
-        f" {'above' if kept else 'BELOW'} the floor of {card['floor']:.1f}."
+        f"Under the malicious system prompt the trait is {number(row['trait'])} with the defence,"
+        f" {number(low['trait'])} without, and {number(high['trait'])} under the aligned prompt: {said}."
+        f" Coherence {number(row['coherence'])} is {'above' if kept else 'BELOW'} the floor of {card['floor']:.1f}."
     )
 
 

@@ -1,7 +1,7 @@
 """The model's own responses to scenarios under one condition, and what its layers hold while it reads them again.
 
-A condition is a system prompt (aligned, malicious, none), perhaps a changed user turn, perhaps an intervention. Sampling
-seeds belong to the scenario, so that every condition is answered with the same noise.
+A condition is a system prompt (aligned, malicious, none), perhaps a changed user turn, perhaps an intervention.
+Sampling seeds belong to the scenario, so that every condition is answered with the same noise.
 """
 
 from __future__ import annotations

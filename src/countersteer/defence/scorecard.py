@@ -138,7 +138,7 @@ class _Card:
         return {**summary(condition, self.seed, name), "tokens": mean(lengths, self.scenarios, self.seed, name, "t")}
 
     def against(self, found: Condition, malicious: Condition, aligned: Condition, name: str) -> dict[str, Any]:
-        """A row with the share of the trait's gap that is recovered, and the paired gain over the malicious baseline."""
+        """A row with the share of the trait's gap that is recovered, and the paired gain over malicious."""
         return {
             **self.row(found, name),
             "recovered": recovered(found.traits, malicious.traits, aligned.traits, self.scenarios, self.seed, name),

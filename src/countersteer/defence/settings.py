@@ -46,7 +46,7 @@ class Subject(_Section):
     seed: int = 42
     dtype: str | None = None
     device: str | None = None
-    places: int = Field(32, ge=1)
+    places: int = Field(default=32, ge=1)
 
 
 class SamplingSection(_Section):
@@ -55,16 +55,16 @@ class SamplingSection(_Section):
     temperature: float = 0.6
     top_p: float = 0.9
     repetition_penalty: float = 1.0
-    max_tokens: int = Field(1024, ge=1)
+    max_tokens: int = Field(default=1024, ge=1)
 
 
 class FitSection(_Section):
     """`folds` of the held-out separation; layers at which CLAS is fitted, on how many examples, in how many steps."""
 
-    folds: int = Field(5, ge=2)
+    folds: int = Field(default=5, ge=2)
     clas_layers: tuple[int, ...] = ()
-    clas_examples: int = Field(16, ge=1)
-    clas_steps: int = Field(30, ge=1)
+    clas_examples: int = Field(default=16, ge=1)
+    clas_steps: int = Field(default=30, ge=1)
 
 
 class JudgeSection(_Section):
@@ -75,7 +75,7 @@ class JudgeSection(_Section):
     base_url: str | None = None
     temperature: float | None = None
     max_tokens: int = 1024
-    first_tokens: int = Field(50, ge=1)
+    first_tokens: int = Field(default=50, ge=1)
 
 
 class SweepSection(_Section):
@@ -87,20 +87,19 @@ class SweepSection(_Section):
     spans: tuple[str, ...] = ("all", "response")
     direction: Literal["logistic", "mean-difference", "caa", "lat"] = "logistic"
     strengths: dict[str, tuple[float, ...]] = {}
-    floor: float = Field(0.9, gt=0, le=1)
+    floor: float = Field(default=0.9, gt=0, le=1)
     halving: bool = True
-    keep: float = Field(1 / 3, gt=0, lt=1)
-    first: int = Field(5, ge=2)
-    random: int = Field(2, ge=0)
+    keep: float = Field(default=1 / 3, gt=0, lt=1)
+    random: int = Field(default=2, ge=0)
     flipped: bool = True
 
 
 class ScorecardSection(_Section):
     """`turns` of a conversation, how many conversations, pairs of timed runs, files of capability questions."""
 
-    turns: int = Field(5, ge=2, le=10)
-    conversations: int = Field(20, ge=1)
-    cost_pairs: int = Field(15, ge=0)
+    turns: int = Field(default=5, ge=2, le=10)
+    conversations: int = Field(default=20, ge=1)
+    cost_pairs: int = Field(default=15, ge=0)
     capability: tuple[str, ...] = ()
 
 

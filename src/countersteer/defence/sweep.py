@@ -97,9 +97,7 @@ class _Worker:
         methods: dict[str, Any] = {}
         chosen: dict[str, Candidate] = {}
         for method, points in grid(self.fit, self.settings, control="" if arm == "fitted" else arm).items():
-            if self.observer is not None:
-                self.observer.stage(f"{arm} {method}", None)
-            found = self._search(points)
+            found = self._search(points, f"{arm} {method}")
             if found.chosen is not None:
                 chosen[method] = points[found.chosen]
             methods[method] = self._facts(points, found, arm)
@@ -117,7 +115,7 @@ class _Worker:
         }
         return facts, chosen
 
-    def _search(self, points: list[Candidate]) -> halving.Searched:
+    def _search(self, points: list[Candidate], name: str) -> halving.Searched:
         built = [build(point, self.fit, self.settings) for point in points]
 
         def evaluate(alive: Sequence[int], start: int, stop: int) -> np.ndarray:
@@ -126,7 +124,10 @@ class _Worker:
             for i in alive:
                 reminder = self.data.reminder if points[i].method == "prompt" else None
                 asks += ask_all(part, "malicious", built[i], reminder=reminder or None)
-            progress = None if self.observer is None else self.observer.progress
+            progress = None
+            if self.observer is not None:
+                self.observer.stage(f"{name}, {len(alive)} points", len(asks))
+                progress = self.observer.progress
             scored = answered(self.engine, self.judge, asks, self.settings, short=True, progress=progress)
             return scored.array().reshape(len(alive), len(part), 2)
 
