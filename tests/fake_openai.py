@@ -57,6 +57,24 @@ def verdict(response: str) -> dict[str, Any]:
     return {"attempts": rows}
 
 
+def other_rubric(user: str) -> dict[str, Any] | None:
+    """The reply to the rubrics concreteness, recovery and episodes, which the last line of a question tells apart."""
+    response = block("answer", user)
+    if block("description", user):
+        return {"score": score(block("description", user)), "evidence": "by the label"}
+    if '"kind"' in user:
+        found = pieces(response)
+        gain = max(0, score(found[-1]) - score(found[0])) if found else 0
+        return {"score": gain // 10, "kind": ("explicit" if len(found) > 1 else "gradual") if gain >= 10 else "none"}
+    if '"off_topic"' in user:
+        found = pieces(response)
+        if len(found) < 2:
+            return {"off_topic": None, "correction": None, "on_topic": None}
+        places = (found[0], found[1], found[1].removeprefix(RESTART))
+        return dict(zip(("off_topic", "correction", "on_topic"), (p.strip()[:40] for p in places), strict=True))
+    return None
+
+
 @dataclass
 class FakeOpenAI:
     """The server. Rates are chances per request (transport) and per question (content)."""
@@ -75,6 +93,10 @@ class FakeOpenAI:
     answered: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     log: list[float] = field(default_factory=list)
+    broken_batches: int = 0
+    in_batches: int = 0
+    files: dict[str, list[bytes]] = field(default_factory=dict)
+    batches: list[str] = field(default_factory=list)
     _now: int = 0
 
     def __enter__(self) -> FakeOpenAI:
@@ -124,7 +146,10 @@ class FakeOpenAI:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = re.search(rb"content-length: *(\d+)", head, re.I)
                 body = await reader.readexactly(int(length[1])) if length else b"{}"
-                if not await self._answer(head.decode(), json.loads(body), writer):
+                method, path = head.decode().split()[:2]
+                if path.startswith(("/v1/files", "/v1/batches")):
+                    await self._send(writer, *self._batch(method, path, body))
+                elif not await self._answer(head.decode(), json.loads(body), writer):
                     break
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -164,15 +189,7 @@ class FakeOpenAI:
         if fault in ("500", "503"):
             return await self._send(writer, int(fault), {"error": {"message": "something broke"}})
         await asyncio.sleep(self.slow if fault == "slow" else self.delay)
-        text, finish = self.said(response)
-        usage_in, usage_out = len(json.dumps(body["messages"])) // 4, len(text) // 4 + 1
-        self.billed += (usage_in * PRICE[0] + usage_out * PRICE[1]) / 1e6
-        made = {
-            "id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": body["model"],
-            "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}],
-            "usage": {"prompt_tokens": usage_in, "completion_tokens": usage_out, "total_tokens": usage_in + usage_out},
-        }  # fmt: skip
-        data = json.dumps(made).encode()
+        data = json.dumps(self._chat(body)).encode()
         if fault == "cut":
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(data))
             writer.write(data[: len(data) // 2])
@@ -184,8 +201,58 @@ class FakeOpenAI:
             self.answered[user] += 1
         return await self._send(writer, 200, data)
 
-    def said(self, response: str) -> tuple[str, str]:
-        """The model's text about a response and why it stopped."""
+    def _chat(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The chat completion of a request, billed."""
+        text, finish = self.said(body["messages"][-1]["content"])
+        usage_in, usage_out = len(json.dumps(body["messages"])) // 4, len(text) // 4 + 1
+        self.billed += (usage_in * PRICE[0] + usage_out * PRICE[1]) / 1e6
+        return {
+            "id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": body["model"],
+            "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}],
+            "usage": {"prompt_tokens": usage_in, "completion_tokens": usage_out, "total_tokens": usage_in + usage_out},
+        }  # fmt: skip
+
+    def _batch(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
+        """The batch interface: a file of requests, a batch of it, done when it is looked after, its results."""
+        name = path.removesuffix("/content").rsplit("/", 1)[-1]
+        if path == "/v1/files":
+            lines = [line for line in body.splitlines() if line.startswith(b"{")]
+            self.files[f"file-{len(self.files)}"] = lines
+            return 200, {"id": f"file-{len(self.files) - 1}", "object": "file", "bytes": len(body), "created_at": 0,
+                         "filename": "x.jsonl", "purpose": "batch", "status": "processed"}  # fmt: skip
+        if path.startswith("/v1/files/"):
+            return 200, b"\n".join(self.files[name])
+        if method == "POST":
+            if self.broken_batches:
+                self.broken_batches -= 1
+                return 500, {"error": {"message": "something broke"}}
+            given = json.loads(body)
+            self.batches.append(self._judged(given["input_file_id"]))
+            name = f"batch-{len(self.batches) - 1}"
+        done = {"output_file_id": self.batches[int(name.split("-")[1])], "status": "completed"}
+        return 200, {"id": name, "object": "batch", "endpoint": "/v1/chat/completions", "input_file_id": "x",
+                     "completion_window": "24h", "created_at": 0,
+                     **({"status": "in_progress"} if method == "POST" else done)}  # fmt: skip
+
+    def _judged(self, file: str) -> str:
+        """The name of the file of replies to a file of requests."""
+        lines = []
+        for line in map(json.loads, self.files[file]):
+            user = line["body"]["messages"][-1]["content"]
+            self.answered[user] += 1
+            self.in_batches += 1
+            made = {"status_code": 200, "request_id": "x", "body": self._chat(line["body"])}
+            row = {"id": "x", "custom_id": line["custom_id"], "response": made, "error": None}
+            lines.append(json.dumps(row).encode())
+        self.files[f"file-{len(self.files)}"] = lines
+        return f"file-{len(self.files) - 1}"
+
+    def said(self, user: str) -> tuple[str, str]:
+        """The model's text about what it is asked and why it stopped."""
+        response = block("answer", user)
+        made = other_rubric(user)
+        if made is not None:
+            return json.dumps(made), "stop"
         right = json.dumps(verdict(response))
         fault = self.content_fault(response)
         if fault:

@@ -1,4 +1,4 @@
-"""`report`, `export` and `grade`: what is read from a run, and grading of responses from elsewhere."""
+"""`report` and `export`: what is read from a run."""
 
 from __future__ import annotations
 
@@ -58,24 +58,3 @@ def export(
     with Run.open(run) as opened:
         count = write(opened, out, form=form)
     emit({"out": str(out), "format": form, "trials": count}, as_json=as_json, text=f"{count} trials written to {out}")
-
-
-def grade(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help='JSON Lines with "prompt" and "response".')],
-    out: Annotated[Path, typer.Option("--out", help="File to write.")],
-    judge: Annotated[str, typer.Option("--judge", help="offline")] = "offline",
-    as_json: Json = False,
-) -> None:
-    """Split responses into attempts and score each, line by line.
-
-    Example: countersteer grade responses.jsonl --judge offline --out graded.jsonl
-    """
-    from countersteer.cli.progress import watch
-    from countersteer.judging.grade_file import grade_file
-
-    with watch() as bars:
-        bars.stage("grading", None)
-        result = grade_file(file, out, judge=judge, progress=bars.progress)
-    found = ", ".join(f"{count} {status}" for status, count in result["statuses"].items())
-    text = f"{result['lines']} lines graded ({found}), {result['multi_attempt']} with more than one attempt: {out}"
-    emit({"out": str(out), **result}, as_json=as_json, text=text)

@@ -40,6 +40,7 @@ def run(
     judge_rpm: judging.PerMinute = None,
     judge_tpm: judging.TokensPerMinute = None,
     judge_batch: judging.Batch = False,
+    judge_batch_size: judging.BatchSize = None,
     judge_cache: judging.Cache = None,
     shard: judging.Shard = None,
     as_json: Json = False,
@@ -48,17 +49,10 @@ def run(
 
     Example: countersteer run study.toml --out runs/first --max-cost 5
     """
-    from countersteer.studies.judges import JudgeOptions
-
-    options = JudgeOptions(
-        max_cost=max_cost,
-        prices=None if prices is None else str(prices),
-        connections=judge_connections,
-        requests_per_minute=judge_rpm,
-        tokens_per_minute=judge_tpm,
-        batch=judge_batch,
-        cache=None if judge_cache is None else str(judge_cache),
-    )
+    options = judging.options(
+        max_cost=max_cost, prices=prices, connections=judge_connections, rpm=judge_rpm, tpm=judge_tpm,
+        batch=judge_batch, batch_size=judge_batch_size, cache=judge_cache,
+    )  # fmt: skip
     more = {"options": options, "retry_status": tuple(retry_status or ()), "shard": judging.part(shard)}
     _run(study, out, as_json=as_json, in_flight=in_flight, **more)
 

@@ -153,7 +153,7 @@ def grade_file(
     "multi_attempt", "prompts", "judge", "judge_key", "references". InputError for what cannot be read or written.
     """
     if judge != "offline":
-        raise InputError(f"unknown judge {judge!r} for a file{nearest(judge, ['offline'])}; use 'offline'")
+        raise InputError(f"unknown judge {judge!r}{nearest(judge, ['offline'])}; use 'offline' or PROVIDER/NAME")
     rows = read_lines(path)
     sources = _sources(rows)
     grader = OfflineJudge(sources.references, weights=sources.weights)
@@ -172,7 +172,7 @@ def grade_file(
         lines.append(json.dumps({**row, "grade": grade.to_dict()}, ensure_ascii=False))
         if progress is not None:
             progress(i + 1, len(rows))
-    _write(Path(out), lines)
+    write_lines(out, lines)
     return {
         "lines": len(rows),
         "statuses": dict(sorted(statuses.items())),
@@ -184,8 +184,9 @@ def grade_file(
     }
 
 
-def _write(out: Path, lines: list[str]) -> None:
-    """Write all lines, or leave what was there."""
+def write_lines(path: str | Path, lines: list[str]) -> None:
+    """Write all lines, or leave what was there. Raises InputError."""
+    out = Path(path)
     temporary = None
     try:
         with tempfile.NamedTemporaryFile("wb", dir=out.parent, prefix=f".{out.name}.", delete=False) as file:

@@ -19,6 +19,7 @@ from typing import Any
 
 from countersteer.core.errors import CountersteerError, InputError
 from countersteer.core.reply import Ledger, Reply
+from countersteer.judging.llm_batch import BatchWorker
 from countersteer.judging.llm_budget import Breaker, Budget, CostCapError, JudgeDownError, Pace
 from countersteer.judging.llm_redact import Redactor
 from countersteer.judging.llm_settings import JudgeSettings
@@ -92,13 +93,15 @@ class Caller:
         self._breaker = breaker or Breaker()
         self._waits = waits or Waits()
         self._redact = Redactor.of()
-        self._room = asyncio.Semaphore(settings.connections)
+        self._room = asyncio.Semaphore(settings.at_once)
         self._busy: dict[str, asyncio.Task[Reply]] = {}
         self._spent = spent
         self._closed = self._answered = False
         self._refused: JudgeRefusedError | None = None
         self._structured: bool | None = None if settings.structured else False
         self._model = load_model(settings, self._redact)
+        self._worker = BatchWorker(self._redact) if settings.batch else None
+        self._retired: list[Any] = []
 
     async def ask(self, question: Question) -> Reply:
         """The reply to a question. Raises CallFailed, and CountersteerError when no call can be made any more."""
@@ -126,8 +129,11 @@ class Caller:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-        with contextlib.suppress(Exception):  # a client that cannot be closed holds nothing of ours
-            await self._model.api.aclose()
+        if self._worker is not None:
+            self._worker.close()
+        for model in (self._model, *self._retired):
+            with contextlib.suppress(Exception):  # a client that cannot be closed holds nothing of ours
+                await model.api.aclose()
 
     async def _tried(self, question: Question) -> Reply:
         """Try until there is a reply."""
@@ -170,6 +176,7 @@ class Caller:
             self._breaker.neutral()
             self.budget.settle(worst, 0.0)
             raise
+        worker = self._worker
         try:
             output = await self._generate(question)
         except asyncio.CancelledError:
@@ -177,6 +184,7 @@ class Caller:
             self._breaker.neutral()
             raise
         except Exception as error:
+            self._renew(worker)
             raise self._failure(error, number, worst) from None
         reply = self._reply(output, worst)
         self.budget.settle(worst, reply.cost or 0.0)
@@ -188,6 +196,12 @@ class Caller:
             self._structured = True
         return reply
 
+    def _renew(self, used: BatchWorker | None) -> None:
+        """A model whose batches have ended for good is put aside, once: later questions go to a new one."""
+        if used is not None and used is self._worker and used.broken:
+            self._retired.append(self._model)
+            self._model, self._worker = load_model(self.settings, self._redact), BatchWorker(self._redact)
+
     async def _generate(self, question: Question) -> Any:
         from inspect_ai.model import ChatMessageSystem, ChatMessageUser, GenerateConfig
 
@@ -195,7 +209,10 @@ class Caller:
         if self._structured is not False:
             config = GenerateConfig(response_schema=_schema(question.schema_name, json.dumps(question.schema)))
         messages = [ChatMessageSystem(content=question.system), ChatMessageUser(content=question.user)]
-        return await self._model.generate(messages, config=config)
+        model = self._model
+        if self._worker is not None:
+            return await self._worker.run(lambda: model.generate(messages, config=config))
+        return await model.generate(messages, config=config)
 
     def _reply(self, output: Any, worst: float) -> Reply:
         usage = output.usage
@@ -307,19 +324,20 @@ def _stop(output: Any) -> str:
 def load_model(settings: JudgeSettings, redact: Redactor) -> Any:
     """The Inspect model of a judge, its own retries off. Raises InputError."""
     try:
-        from inspect_ai.model import GenerateConfig, get_model
+        from inspect_ai.model import BatchConfig, GenerateConfig, get_model
     except ImportError:
         raise InputError(
             f"judge {settings.model} needs Inspect, which is not installed; pip install 'countersteer[judge]'"
         ) from None
+    every = settings.batch_seconds
     config = GenerateConfig(
         max_retries=0,
         attempt_timeout=None if settings.batch else settings.seconds,
-        max_connections=settings.connections,
+        max_connections=settings.at_once,
         max_tokens=settings.max_tokens,
         temperature=settings.temperature,
         seed=settings.seed,
-        batch=True if settings.batch else None,
+        batch=BatchConfig(size=settings.batch_size, tick=every, send_delay=every) if settings.batch else None,
     )
     try:
         model = get_model(settings.model, config=config, base_url=settings.base_url, memoize=False)

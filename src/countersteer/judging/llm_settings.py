@@ -14,13 +14,19 @@ from countersteer.core.fingerprint import fingerprint
 from countersteer.judging.llm_redact import public_url
 from countersteer.judging.prices import Price, price
 
+BATCHED = ("anthropic", "google", "grok", "openai", "together")
+"""Providers whose batch interface Inspect speaks."""
+_NOT_BATCHED = ("azure", "bedrock", "vertex")
+_BATCH = 100
+
 
 @dataclass(frozen=True)
 class JudgeSettings:
     """`model`: PROVIDER/NAME as Inspect knows it. `structured`: ask for the rubric's JSON schema where it is possible.
 
     `connections` calls at once; `requests_per_minute`, `tokens_per_minute`: None for no limit; `tries` per call;
-    `seconds` until a try is given up; `batch`: the provider's batch interface (half the price, hours of waiting).
+    `seconds` until a try is given up; `batch`: the provider's batch interface (half the price, hours of waiting), asked
+    in batches of `batch_size` (100), looked after every `batch_seconds` (15).
     `price`: [input, output(, cached)] in USD per million tokens; `price_file`: a table of them.
     """
 
@@ -36,6 +42,8 @@ class JudgeSettings:
     tries: int = 8
     seconds: int = 120
     batch: bool = False
+    batch_size: int | None = None
+    batch_seconds: float | None = None
     price: tuple[float, ...] | None = None
     price_file: str | None = None
 
@@ -46,10 +54,30 @@ class JudgeSettings:
         for what in ("max_tokens", "connections", "tries", "seconds"):
             if getattr(self, what) < 1:
                 raise InputError(f"judge {what} must be >= 1, got {getattr(self, what)}")
+        if self.batch:
+            self._check_batch()
+        elif self.batch_size is not None:
+            raise InputError("a judge's batch size needs its batch interface; add --judge-batch")
         if self.base_url is not None and public_url(self.base_url) != self.base_url:
             raise InputError(
                 "judge base_url must not hold a user name, password or query; use the provider's variables"
             )
+
+    def _check_batch(self) -> None:
+        """Raise InputError where Inspect has no batch interface."""
+        provider, service = [*self.model.split("/"), ""][:2]
+        if provider not in BATCHED or service in _NOT_BATCHED:
+            raise InputError(
+                f"judge {self.model} cannot be asked in batches: Inspect has batches for {', '.join(BATCHED)}"
+                " (their own service) only; leave --judge-batch out"
+            )
+        if self.batch_size is not None and self.batch_size < 1:
+            raise InputError(f"judge batch size must be >= 1, got {self.batch_size}")
+
+    @property
+    def at_once(self) -> int:
+        """Questions under way at once: connections, or enough of them that the next batch fills while one is away."""
+        return max(self.connections, 2 * (self.batch_size or _BATCH)) if self.batch else self.connections
 
     @property
     def decisive(self) -> dict[str, Any]:

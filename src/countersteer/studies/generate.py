@@ -51,6 +51,7 @@ class Generator:
     def __init__(self, engine: Engine, run: Run, *, in_flight: int) -> None:
         self._engine = engine
         self._run = run
+        self._in_flight = in_flight
         self._room = asyncio.Semaphore(in_flight)
         self._busy: dict[str, asyncio.Future[Response]] = {}
         self._judge: Any = None
@@ -61,6 +62,10 @@ class Generator:
         self._probing = asyncio.Lock()
         self.workers = 2 * in_flight
         """How many trials may be under way: those generating, and those waiting for the judge."""
+
+    def make_room(self, judging: int) -> None:
+        """Let as many trials wait for their grade as the judge is asked at once (a batch is many)."""
+        self.workers = max(self.workers, self._in_flight + judging)
 
     def judged_by(self, judge: Any) -> None:
         """Set the judge (its references are frozen by now)."""

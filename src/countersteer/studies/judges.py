@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class JudgeOptions:
     """What a run may spend on its judge and how fast: nothing of it changes a grade.
 
     max_cost: USD of all requests of the run, earlier ones included. prices: a file of prices. cache: a folder of
-    replies that several runs share. batch: the provider's batch interface.
+    replies that several runs share. batch: the provider's batch interface, batch_size questions at a time.
     """
 
     max_cost: float | None = None
@@ -36,6 +36,8 @@ class JudgeOptions:
     tries: int = 8
     seconds: int = 120
     batch: bool = False
+    batch_size: int | None = None
+    batch_seconds: float | None = None
     cache: str | None = None
 
     def __post_init__(self) -> None:
@@ -46,18 +48,30 @@ class JudgeOptions:
 def settings(section: JudgeSection, options: JudgeOptions) -> JudgeSettings:
     """The settings of a study's language-model judge. Raises InputError."""
     given = {name: getattr(section, name) for name in ("temperature", "max_tokens", "seed", "structured")}
-    return JudgeSettings(
-        section.model,
-        base_url=section.base_url,
+    decided = {name: value for name, value in given.items() if value is not None}
+    return paced(JudgeSettings(section.model, base_url=section.base_url, **decided), options)
+
+
+def paced(how: JudgeSettings, options: JudgeOptions) -> JudgeSettings:
+    """Settings with the pace and the prices of a run. Raises InputError."""
+    return replace(
+        how,
         connections=options.connections,
         requests_per_minute=options.requests_per_minute,
         tokens_per_minute=options.tokens_per_minute,
         tries=options.tries,
         seconds=options.seconds,
         batch=options.batch,
+        batch_size=options.batch_size,
+        batch_seconds=options.batch_seconds,
         price_file=options.prices,
-        **{name: value for name, value in given.items() if value is not None},
     )
+
+
+def check(section: JudgeSection, options: JudgeOptions) -> None:
+    """Refuse what a study's judge cannot do, before anything is loaded or written. Raises InputError."""
+    if not section.offline:
+        settings(section, options)
 
 
 def known_price(section: JudgeSection, options: JudgeOptions) -> Price | None:

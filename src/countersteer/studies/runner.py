@@ -24,7 +24,7 @@ from countersteer.studies.calibrate import calibrate
 from countersteer.studies.drive import drive
 from countersteer.studies.experiments import Experiments
 from countersteer.studies.generate import Generator, bounded
-from countersteer.studies.judges import JudgeOptions, LanguageJudge, check_statuses, retry
+from countersteer.studies.judges import JudgeOptions, LanguageJudge, check, check_statuses, retry
 from countersteer.studies.progress import Observer, Silent
 from countersteer.studies.prompts import load_prompts
 from countersteer.studies.setup import Tools, adopt, layers, load_tools, make_judge, open_run, writable
@@ -55,6 +55,7 @@ def run_study(
     Raises CountersteerError; on KeyboardInterrupt what was finished is kept.
     """
     statuses = check_statuses(retry_status)
+    check(spec.settings.judge, options or JudgeOptions())
     finished = open_run(spec, out)
     if finished is not None and not statuses:
         return finished
@@ -117,6 +118,7 @@ class _Study:
                 await self._references(generator)
             else:
                 self.judge = LanguageJudge(self.spec.settings.judge, self.options, self.run, self.observer.spent)
+                generator.make_room(self.judge.caller.settings.at_once)
                 self._judged_by(generator, self.judge.judge, self.judge.known)
             retry(self.run, self.statuses, self.judge)
             if self.spec.needs_detectors or self.search_only:
