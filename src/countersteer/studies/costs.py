@@ -12,6 +12,7 @@ from typing import Any
 from countersteer.judging.rubrics import load
 from countersteer.studies.judges import JudgeOptions, known_price, settings
 from countersteer.studies.plan import calibration_tokens
+from countersteer.studies.selection import CANDIDATES
 from countersteer.studies.spec import Spec
 
 _CHARACTERS = 4.2
@@ -19,6 +20,9 @@ _CHARACTERS = 4.2
 _REPLY = 160
 """Tokens of a usual reply: one or two attempts with shortened quotations."""
 _FRESH = "resamples (at most)"
+_LABELS = "labels (if they carry no concreteness)"
+_LABEL, _RATING = 60, 40
+"""Characters of a usual label, tokens of a usual rating."""
 
 
 def judge_costs(
@@ -49,7 +53,15 @@ def judge_costs(
             usual = calls * price.expected(characters=characters, output=_REPLY)
             most = calls * price.expected(characters=1.5 * characters, output=how.max_tokens)
         rows[stage] = {"calls": calls, "usd": usual, "usd_at_most": most}
-    certain = {stage: row for stage, row in rows.items() if stage != _FRESH}
+    latents = spec.settings.latents
+    if latents.ids is None and latents.concreteness > 0:
+        rating = load("concreteness")
+        characters = len(rating.system) + len(rating.user) + len(str(rating.schema)) + _LABEL
+        calls = CANDIDATES * latents.count
+        usual = None if price is None else calls * price.expected(characters=characters, output=_RATING)
+        most = None if price is None else calls * price.expected(characters=1.5 * characters, output=how.max_tokens)
+        rows[_LABELS] = {"calls": calls, "usd": usual, "usd_at_most": most}
+    certain = {stage: row for stage, row in rows.items() if stage not in (_FRESH, _LABELS)}
     return {
         "model": section.model,
         "price": None if price is None else {"input": price.input, "output": price.output, "source": price.source},

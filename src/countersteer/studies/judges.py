@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,17 @@ class LanguageJudge:
             "rubric": {"name": rubric.name, "version": rubric.version, "digest": rubric.digest},
             "settings": self.caller.settings.decisive,
         }
+
+    async def concreteness(self, labels: Sequence[str]) -> list[float | None]:
+        """How concrete (0-100) each label of a latent is, by the rubric of that name; None where there is no rating.
+
+        Replies are kept like those about responses.
+        """
+        from countersteer.judging.llm import LLMRater
+
+        rater = LLMRater(self.caller, "concreteness")
+        ratings = await asyncio.gather(*(rater.rate(label=label) for label in labels))
+        return [None if rating.value is None else rating.value.score for rating in ratings]
 
     def forget(self, graded: Iterable[tuple[str, str | None, str]]) -> None:
         """Drop the kept replies about these (prompt, label, text), so that they are asked again."""

@@ -218,14 +218,16 @@ class _Study:
             else:
                 active = await measure.max_activations(self.engine, self.sae, self.prompts, layer=self.read_layer)
                 keep = selection.relevant(active, section.relevance)
-        return selection.choose(
-            section,
-            seed=self.spec.settings.study.seed,
-            total=self.sae.d_sae,
-            labels=labels,
-            keep=keep,
-            need_label=any(arm.uses_label for arm in self.spec.arms),
-        )
+        walk: dict[str, Any] = {"seed": self.spec.settings.study.seed, "total": self.sae.d_sae, "keep": keep}
+        if self.judge is not None and section.ids is None and section.concreteness > 0 and labels:
+            labels, asked, failed = await selection.rated(section, labels=labels, rate=self.judge.concreteness, **walk)
+            if asked:
+                named = self.judge.caller.settings.model
+                self.run.note(
+                    f"concreteness of {asked} labels rated by {named}, {failed} of them without a usable rating"
+                )
+        need = any(arm.uses_label for arm in self.spec.arms)
+        return selection.choose(section, labels=labels, need_label=need, **walk)
 
     async def _arms(self, generator: Generator) -> None:
         """Plan and run the arms, phase by phase: an arm that needs other arms' responses waits for them."""

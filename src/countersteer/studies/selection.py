@@ -6,8 +6,8 @@ dropped. Walking a random order until enough have passed draws uniformly among t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,49 @@ def relevant(active: NDArray[Any], rule: str) -> NDArray[np.bool_]:
     return keep
 
 
+def _lots(section: LatentsSection, seed: int, total: int) -> Iterator[list[int]]:
+    """All latents in their random order, a lot at a time."""
+    order = rng(seed, "latents").permutation(total)
+    lot = CANDIDATES * section.count
+    for start in range(0, total, lot):
+        yield [int(index) for index in order[start : start + lot]]
+
+
+async def rated(
+    section: LatentsSection,
+    *,
+    seed: int,
+    total: int,
+    labels: Mapping[int, Any],
+    keep: NDArray[np.bool_] | None,
+    rate: Callable[[Sequence[str]], Awaitable[Sequence[float | None]]],
+) -> tuple[dict[int, Any], int, int]:
+    """Labels with the concreteness (0-100) that `rate` gives to texts without one; how many it was asked, and failed on.
+
+    Only candidates that `choose` will come to are rated, lot by lot, until enough have passed. Raises InputError when
+    nothing could be rated.
+    """
+    found = dict(labels)
+    passed = asked = failed = 0
+    for lot in _lots(section, seed, total):
+        candidates = [index for index in lot if index in labels and (keep is None or keep[index])]
+        bare = [index for index in candidates if found[index].concreteness is None]
+        values = await rate([found[index].text for index in bare]) if bare else ()
+        for index, value in zip(bare, values, strict=True):
+            found[index] = replace(found[index], concreteness=value)
+            failed += value is None
+        asked += len(bare)
+        passed += sum((found[index].concreteness or 0.0) >= section.concreteness for index in candidates)
+        if passed >= section.count:
+            break
+    if asked and failed == asked and not passed:
+        raise InputError(
+            f"the judge gave no usable concreteness for any of {asked} labels; name another judge, or set [latents]"
+            " concreteness = 0"
+        )
+    return found, asked, failed
+
+
 def choose(
     section: LatentsSection,
     *,
@@ -62,29 +105,28 @@ def choose(
     if section.ids is not None:
         return _given(section.ids, labels, need_label)
     notes: list[str] = []
-    rated = {i for i, label in labels.items() if label.concreteness is not None}
-    ask = section.concreteness > 0 and bool(rated)
-    if section.concreteness > 0 and not rated:
-        why = "the labels carry no concreteness" if labels else "there are no labels"
+    known = {i for i, label in labels.items() if label.concreteness is not None}
+    ask = section.concreteness > 0 and bool(known)
+    if section.concreteness > 0 and not known:
+        rates = "the labels carry no concreteness, and no language model is set as judge to rate them"
+        why = rates if labels else "there are no labels"
         notes.append(f"latents were not filtered by concreteness: {why}")
     if need_label and not labels:
         raise InputError("an arm's text uses {label} but there are no labels; set [latents] labels to a labels file")
-    order = rng(seed, "latents").permutation(total)
     kept: list[int] = []
     dropped = {"abstract or unrated label": 0, "no label": 0, "active on the prompts": 0}
     examined = 0
-    lot = CANDIDATES * section.count
-    for start in range(0, total, lot):
-        for index in map(int, order[start : start + lot]):
+    for lot in _lots(section, seed, total):
+        for index in lot:
             if len(kept) == section.count:
                 break
             examined += 1
             if need_label and index not in labels:
                 dropped["no label"] += 1
-            elif ask and (index not in rated or labels[index].concreteness < section.concreteness):
-                dropped["abstract or unrated label"] += 1
             elif keep is not None and not keep[index]:
                 dropped["active on the prompts"] += 1
+            elif ask and (index not in known or labels[index].concreteness < section.concreteness):
+                dropped["abstract or unrated label"] += 1
             else:
                 kept.append(index)
         if len(kept) == section.count:
