@@ -80,7 +80,6 @@ def serve(
         body_bytes=body_limit,
         seconds=timeout,
         max_tokens=max_tokens,
-        default_max_tokens=min(256, max_tokens),
         per_minute=per_minute,
         at_once=at_once,
         at_once_per_key=at_once,

@@ -34,8 +34,6 @@ class Limits:
             value = getattr(self, item.name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise InputError(f"limit {item.name} must be a number above 0, got {value!r}")
-        if self.default_max_tokens > self.max_tokens:
-            raise InputError("limit default_max_tokens is above max_tokens")
 
 
 class Turnstile:

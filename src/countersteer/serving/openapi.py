@@ -50,7 +50,7 @@ def _outputs() -> dict[str, Any]:
         "Models": _object({"object": {"const": "list"}, "data": {"type": "array", "items": _ref("Model")}}),
         "Health": _object({"status": {"enum": ["ok", "failing"]}}, reason=_TEXT),
         "Policy": policy,
-        "Policies": _object({"current": _ref("Policy"), "before": {"type": "array", "items": _ref("Policy")}}),
+        "Policies": _object({"current": _ref("Policy"), "kept": {"type": "array", "items": _ref("Policy")}}),
         "Error": _object({"error": error}),
     }
 

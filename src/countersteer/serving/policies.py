@@ -18,7 +18,7 @@ from countersteer.serving.policy import Plan, Policy, Served, load_policy
 
 log = logging.getLogger(__name__)
 KEPT = 16
-"""Policies that can be rolled back to."""
+"""Policies that can be gone back to."""
 
 
 class Policies:
@@ -31,7 +31,9 @@ class Policies:
         self.engine, self.plan = engine, plan
         self.facts = engine.describe()
         self.current = self._load()
-        self.before: deque[Policy] = deque(maxlen=KEPT)
+        self.kept: deque[Policy] = deque([self.current], maxlen=KEPT)
+        """The last policies that were in force, the current one included."""
+        self._undo: deque[Policy] = deque(maxlen=KEPT)
         self._number = 1
         self._changing = asyncio.Lock()
 
@@ -41,14 +43,20 @@ class Policies:
             return self._take(await asyncio.to_thread(self._load))
 
     async def rollback(self, number: int | None = None) -> Policy:
-        """Go back to the policy before the current one, or to a numbered one; its bundles are still in memory."""
+        """Take the last change back (again and again: one more each time), or take up a numbered policy that is kept.
+
+        The bundles are still in memory: no file is read. Raises InputError when there is nothing to go back to.
+        """
         async with self._changing:
-            known = [p for p in self.before if number is None or p.number == number]
+            if number is None:
+                if not self._undo:
+                    raise InputError("there is no change to take back")
+                return self._take(self._undo.pop(), undo=False)
+            known = [p for p in self.kept if p.number == number]
             if not known:
-                numbers = ", ".join(str(p.number) for p in self.before) or "none"
-                what = "an earlier policy" if number is None else f"policy {number}"
-                raise InputError(f"there is no {what} to go back to; kept: {numbers}")
-            return self._take(known[-1])
+                numbers = ", ".join(str(p.number) for p in self.kept)
+                raise InputError(f"there is no policy {number} to go back to; kept: {numbers}")
+            return self._take(known[0])
 
     async def rollout(self, mode: str | None, share: float | None) -> Policy:
         """Change mode or share until the next reload."""
@@ -57,10 +65,13 @@ class Policies:
             changes = {k: v for k, v in given.items() if v is not None and v != getattr(self.current, k)}
             return self._take(self.current.numbered(0, **changes)) if changes else self.current
 
-    def _take(self, policy: Policy) -> Policy:
-        self.before.append(self.current)
+    def _take(self, policy: Policy, *, undo: bool = True) -> Policy:
+        """Put a policy in force under a new number; `undo`: rollback can come back to the one before."""
+        if undo:
+            self._undo.append(self.current)
         self._number += 1
         self.current = policy.numbered(self._number)
+        self.kept.append(self.current)
         return self.current
 
     def _load(self) -> Policy:

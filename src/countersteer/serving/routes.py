@@ -61,8 +61,8 @@ async def policy(request: Request) -> Response:
     """GET /admin/policy: what is in force and what can be gone back to."""
     server: Server = request.app.state.server
     server.who(request, Role.ADMIN)
-    before = [p.to_dict() for p in server.policies.before]
-    return JSONResponse({"current": server.policies.current.to_dict(), "before": before})
+    kept = [p.to_dict() for p in server.policies.kept]
+    return JSONResponse({"current": server.policies.current.to_dict(), "kept": kept})
 
 
 async def reload(request: Request) -> Response:
@@ -73,7 +73,7 @@ async def reload(request: Request) -> Response:
 
 
 async def rollback(request: Request) -> Response:
-    """POST /admin/rollback: the policy before, or a numbered one."""
+    """POST /admin/rollback: take the last change back, or take up a numbered policy."""
     server: Server = request.app.state.server
     key = server.who(request, Role.ADMIN)
     body = await read(request, RollbackRequest, server.limits, empty=True)

@@ -80,7 +80,7 @@ class _Asked(BaseModel):
 
     def sampling(self, limits: Limits, longest: int | None) -> Sampling:
         """The sampling settings; without a seed one is drawn. Raises Refusal for more tokens than allowed."""
-        count = longest if longest is not None else limits.default_max_tokens
+        count = longest if longest is not None else min(limits.default_max_tokens, limits.max_tokens)
         if count > limits.max_tokens:
             message = f"max_tokens {count} is above this server's limit of {limits.max_tokens}"
             raise Refusal(400, "max_tokens", message, param="max_tokens")
@@ -165,7 +165,7 @@ class RolloutRequest(BaseModel):
 
 
 class RollbackRequest(BaseModel):
-    """The body of POST /admin/rollback: the number of a policy, or nothing for the one before."""
+    """The body of POST /admin/rollback: the number of a policy, or nothing to take the last change back."""
 
     model_config = _STRICT
     number: int | None = Field(default=None, ge=1, le=1 << 31)
