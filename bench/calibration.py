@@ -35,6 +35,9 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "strong prompt effects": {"middle": -0.4, "prompt_spread": 0.4},
     "5% of scores missing": {"middle": -0.4, "missing": 0.05},
     "20 latents": {"middle": -0.6, "count": 20},
+    # Not looked at while the method was made.
+    "graded scores, steep curves": {"middle": -0.3, "spread": 0.2, "width": 0.12, "graded": 0.5},
+    "shallow curves": {"middle": -0.4, "width": 0.3, "prompt_spread": 0.3},
 }
 PRIOR_SDS = {"bisection": 1.0, "bisection, narrow prior": 0.5}
 

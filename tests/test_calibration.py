@@ -111,28 +111,33 @@ def test_bad_settings_are_refused(kind: type, change: dict, says: str) -> None:
         kind(**{"latents": [1], "prompts": [1, 2], **change})
 
 
-def test_pooled_uses_25_generations_and_no_prompt_twice() -> None:
+def test_pooled_uses_25_generations_per_latent_on_average_and_prompts_evenly() -> None:
     calibrator = build(PooledCalibrator)
     found = run(calibrator, WORLD, np.random.default_rng(0))
+    assert len(calibrator.queries) == 25 * len(WORLD.latents)
     for latent in WORLD.latents:
         prompts = [query.prompt for query in calibrator.queries if query.latent == latent]
-        assert len(prompts) == len(set(prompts)) == 25
-        assert found[latent].n == 25
+        uses = [prompts.count(prompt) for prompt in WORLD.prompts]
+        assert max(uses) - min(uses) <= 1
+        assert found[latent].n == len(prompts) <= 1 + 2 + 3 + 4 + 2 * (4 + 5 + 6)
         assert all(0 < query.strength <= 3.0 for query in calibrator.queries)
 
 
-def test_first_round_covers_the_range_with_all_latents_together() -> None:
-    strengths = np.sort(np.log([query.strength for query in build(PooledCalibrator, latents=list(range(50))).ask()]))
-    gaps = np.diff(strengths)
-    assert strengths.size == 100
-    assert gaps.max() < 2.01 * (np.log(3.0) - np.log(0.05)) / 100
+def test_first_round_is_spread_as_strengths_are_believed_to_be_with_all_latents_together() -> None:
+    strengths = [query.strength for query in build(PooledCalibrator, latents=list(range(50))).ask()]
+    believed = stats.norm(np.log(0.8), np.hypot(0.7, 0.4))  # of the centre, and of latents around it
+    low, high = believed.cdf(np.log([0.8 / 16, 3.0]))
+    place = (np.sort(believed.cdf(np.log(strengths))) - low) / (high - low)
+    assert len(strengths) == 50
+    assert np.array_equal(np.floor(place * 50), np.arange(50))
 
 
 def test_fewer_prompts_than_generations_come_round_again() -> None:
     calibrator = PooledCalibrator(latents=[1, 2], prompts=["a", "b", "c"])
     found = run_steps(calibrator, {1: 1.0, 2: 1.0})
     uses = [query.prompt for query in calibrator.queries if query.latent == 1]
-    assert sorted(uses.count(prompt) for prompt in "abc") == [8, 8, 9]
+    counts = [uses.count(prompt) for prompt in "abc"]
+    assert max(counts) - min(counts) <= 1 and len(calibrator.queries) == 50
     assert found[1].status == "ok"
 
 
@@ -148,7 +153,7 @@ def test_both_methods_find_a_sharp_step(kind: type) -> None:
     steps = {1: 0.4, 2: 0.8, 3: 1.5}
     found = run_steps(kind(latents=[1, 2, 3], prompts=list(range(30))), steps)
     for latent, step in steps.items():
-        assert found[latent].strength == pytest.approx(step, rel=0.15)
+        assert found[latent].strength == pytest.approx(step, rel=0.2)
         assert found[latent].low < found[latent].strength < found[latent].high
 
 
@@ -157,7 +162,8 @@ def test_flat_curves_are_uncalibrated() -> None:
     steps = {latent: 0.6 + 0.05 * latent for latent in range(8)} | {8: 99.0, 9: 0.0}
     found = run_steps(calibrator, steps)
     assert [latent for latent in found if found[latent].status == "uncalibrated"] == [8, 9]
-    assert found[8] == Estimate(None, None, None, "uncalibrated", 25)
+    assert found[8] == Estimate(None, None, None, "uncalibrated", sum(q.latent == 8 for q in calibrator.queries))
+    assert found[8].n <= 25, "a latent that does not cross gets no more than its share"
 
 
 def test_missing_scores_are_left_out_and_too_few_are_uncalibrated(kind: type) -> None:
@@ -169,7 +175,7 @@ def test_missing_scores_are_left_out_and_too_few_are_uncalibrated(kind: type) ->
     found = calibrator.result()
     asked = sum(query.latent == 1 for query in calibrator.queries)
     assert found[1].status == "ok" and found[1].n < asked
-    assert found[2].n == asked
+    assert found[2].n == sum(query.latent == 2 for query in calibrator.queries)
     assert found[4] == Estimate(None, None, None, "uncalibrated", 0)
 
 

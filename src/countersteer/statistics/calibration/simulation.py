@@ -36,8 +36,9 @@ class World(Protocol):
 class SimulatedWorld:
     """`count` latents and 38 prompts. `odd`: share that is flat high, flat low, or turns round.
 
-    `middle` and `spread`: mean and SD of log strength at which half the answers go bad; `missing`: share of
-    scores that are lost. Everything is drawn from `seed`.
+    `middle` and `spread`: mean and SD of log strength at which half the answers go bad; `width`: median width of
+    the curves; `graded`: 0 if every answer is good or bad, towards 1 the more lie between; `missing`: share
+    of scores that are lost. Everything is drawn from `seed`.
     """
 
     count: int = 200
@@ -46,6 +47,8 @@ class SimulatedWorld:
     middle: float = -0.2
     spread: float = 0.45
     prompt_spread: float = 0.2
+    width: float = 0.2
+    graded: float = 0.0
     missing: float = 0.0
     hi: float = 3.0
     seed: int = 0
@@ -56,7 +59,7 @@ class SimulatedWorld:
         heavy = rng.standard_t(6, k) * np.sqrt(4 / 6)
         draws = {
             "theta": self.middle + self.spread * heavy,
-            "width": np.exp(rng.normal(np.log(0.2), 0.4, k)),
+            "width": np.exp(rng.normal(np.log(self.width), 0.4, k)),
             "low": np.clip(rng.normal(0.19, 0.04, k), 0.05, 0.27),
             "high": np.clip(rng.normal(0.85, 0.05, k), 0.6, 0.95),
             "kind": rng.permutation((np.arange(k) < round(self.odd * k)) * (1 + np.arange(k) % 3)),
@@ -76,12 +79,12 @@ class SimulatedWorld:
         """0 .. prompt_count - 1."""
         return list(range(self.prompt_count))
 
-    def good_share(self, latent: int, strength: float) -> Floats:
-        """Probability of a good answer on each prompt, [prompts]."""
+    def good_share(self, latent: int, strength: float | Floats) -> Floats:
+        """Probability of a good answer on each prompt, [prompts]; [n, prompts] for `strength` [n]."""
         d: dict[str, Floats] = self.__dict__["_draws"]
         kind = int(d["kind"][latent])
         middle = d["theta"][latent] + d["prompt"] + d["wobble"][latent]
-        log_strength = np.log(max(strength, 1e-9))
+        log_strength = np.log(np.maximum(strength, 1e-9))[..., None]
         z = (log_strength - middle) / d["width"][latent]
         # One third logistic, one third falls slowly and ends fast, one third falls fast and ends slowly.
         falling = (
@@ -99,29 +102,34 @@ class SimulatedWorld:
         return 0.01 + 0.97 * falling
 
     def score(self, latent: Id, prompt: Id, strength: float, rng: np.random.Generator) -> float | None:
-        """A score near the latent's high level with the good share's probability, else near its low level."""
+        """A score near the latent's high level with the good share's probability, else near its low level.
+
+        Graded answers lie between the two, with the same mean: Beta-distributed with (1 - graded) of the variance.
+        """
         d: dict[str, Floats] = self.__dict__["_draws"]
         if rng.random() < self.missing:
             return None
-        good = rng.random() < self.good_share(int(latent), strength)[int(prompt)]
-        level = d["high" if good else "low"][int(latent)]
+        share, low, high = self.good_share(int(latent), strength)[int(prompt)], d["low"], d["high"]
+        worth = self.graded / (1.0 - self.graded)
+        quality = rng.beta(share * worth, (1.0 - share) * worth) if worth else float(rng.random() < share)
+        level = low[int(latent)] + (high[int(latent)] - low[int(latent)]) * quality
         return float(np.clip(rng.beta(level * 20.0, (1.0 - level) * 20.0), 0.0, 1.0))
 
-    def mean_score(self, latent: Id, strength: float) -> float:
-        """Expected score over all prompts."""
+    def mean_score(self, latent: Id, strength: float | Floats) -> Floats:
+        """Expected score over all prompts, at every `strength`."""
         d: dict[str, Floats] = self.__dict__["_draws"]
-        share = float(self.good_share(int(latent), strength).mean())
-        return float(d["low"][int(latent)] + (d["high"][int(latent)] - d["low"][int(latent)]) * share)
+        share = self.good_share(int(latent), strength).mean(axis=-1)
+        return np.asarray(d["low"][int(latent)] + (d["high"][int(latent)] - d["low"][int(latent)]) * share)
 
     def truth(self, latent: Id, target: float) -> float | None:
         """First crossing of `target` between 0.01 and `hi`, to 1e-6; None if there is none."""
         grid = np.geomspace(0.01, self.hi, 400)
-        below = np.array([self.mean_score(latent, float(x)) < target for x in grid])
+        below = self.mean_score(latent, grid) < target
         if below[0] or not below.any():
             return None
         first = int(np.argmax(below))
         crossing = optimize.brentq(
-            lambda x: self.mean_score(latent, float(x)) - target, grid[first - 1], grid[first], xtol=1e-6
+            lambda x: float(self.mean_score(latent, float(x))) - target, grid[first - 1], grid[first], xtol=1e-6
         )
         return float(crossing)
 
