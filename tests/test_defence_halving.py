@@ -107,3 +107,10 @@ def test_rungs_grow_to_every_scenario_and_shrink_to_a_ninth_of_the_points(items:
 def test_the_frontier_holds_the_points_that_none_beats_in_both() -> None:
     points = [("a", 10.0, 90.0), ("b", 50.0, 80.0), ("c", 40.0, 70.0), ("d", 70.0, 60.0), ("e", 70.0, 55.0)]
     assert halving.frontier(points) == ["d", "b", "a"]
+
+
+def test_a_margin_asks_for_standard_errors_above_the_floor() -> None:
+    scores = np.full((16, 2), 80.0)
+    scores[::2, 1], scores[1::2, 1] = 70.0, 90.0  # mean 80, SD 10.33, standard error 2.58
+    assert halving.keeps(scores, 80.0) and halving.keeps(scores, 77.4, margin=1.0)
+    assert not halving.keeps(scores, 77.5, margin=1.0)

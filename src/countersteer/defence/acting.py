@@ -12,8 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from countersteer.core.restart import completes
 from countersteer.defence.responses import Answer
 from countersteer.statistics import rates
+
+REACH = 80
+"""Characters behind a judge's restart within which a phrase of the plain list must stand."""
 
 
 def acting(answers: Sequence[Answer]) -> dict[str, Any]:
@@ -50,16 +54,14 @@ def resistance(answers: Sequence[Answer], trait: Any) -> dict[str, Any]:
 
     "resisted": restarts after which the last attempt's trait is below the first's; "furthered": above it.
     """
-    from countersteer.judging.attempts import split_attempts
-
     multi: list[int] = []
     changes: list[float] = []
     kept = [a for a in answers if a.ok and a.text.strip()]
     for answer in kept:
-        parts = split_attempts(answer.text, prompt=answer.ask.user)
+        parts = explicit_attempts(answer.text, answer.ask.user)
         multi.append(int(len(parts) > 1))
         if len(parts) > 1 and trait is not None:
-            first, last = (trait(answer.text[part[0] : part[1]]) for part in (parts[0], parts[-1]))
+            first, last = trait(parts[0]), trait(parts[-1])
             if first is not None and last is not None:
                 changes.append(last - first)
     groups, ids = [a.ask.scenario.group for a in kept], [a.ask.scenario.id for a in kept]
@@ -71,3 +73,17 @@ def resistance(answers: Sequence[Answer], trait: Any) -> dict[str, Any]:
         "furthered": sum(c > 0 for c in changes),
         "mean_change": float(np.mean(changes)) if changes else None,
     }
+
+
+def explicit_attempts(text: str, prompt: str) -> list[str]:
+    """The attempts of an answer, cut only where the judge of attempts *and* the plain list of phrases see a restart.
+
+    The judge alone takes some kind words ("I'm right here with you") for a restart, and a defence makes those likelier.
+    """
+    from countersteer.judging.attempts import split_attempts
+
+    starts = [start for start, _, restart in split_attempts(text, prompt=prompt)
+              if restart is None or completes(text[start : start + len(restart) + REACH])]  # fmt: skip
+    if not starts:
+        return []
+    return [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]

@@ -79,7 +79,10 @@ class JudgeSection(_Section):
 
 
 class SweepSection(_Section):
-    """What is tried and how it is chosen. `layers` empty: every layer. `floor`: share of the aligned coherence."""
+    """What is tried and how it is chosen. `layers` empty: every layer. `floor`: share of the aligned coherence.
+
+    `margin`: standard errors by which a point's coherence must clear the floor (ours; 0 is the paper's rule).
+    """
 
     methods: tuple[Literal["swfc", "sttp", "stmp", "limit", "remove", "gated", "cast", "clas", "prompt"], ...] = (
         "swfc", "sttp", "stmp")  # fmt: skip
@@ -88,6 +91,7 @@ class SweepSection(_Section):
     direction: Literal["logistic", "mean-difference", "caa", "lat"] = "logistic"
     strengths: dict[str, tuple[float, ...]] = {}
     floor: float = Field(default=0.9, gt=0, le=1)
+    margin: float = Field(default=0.0, ge=0)
     halving: bool = True
     keep: float = Field(default=1 / 3, gt=0, lt=1)
     random: int = Field(default=2, ge=0)

@@ -132,7 +132,9 @@ class _Worker:
             return scored.array().reshape(len(alive), len(part), 2)
 
         run = halving.search if self.settings.sweep.halving else halving.full
-        more: Any = {"keep": self.settings.sweep.keep} if self.settings.sweep.halving else {}
+        more: Any = {"margin": self.settings.sweep.margin}
+        if self.settings.sweep.halving:
+            more["keep"] = self.settings.sweep.keep
         return run(len(points), len(self.scenarios), evaluate, floor=self.floor, **more)
 
     def _facts(self, points: list[Candidate], found: halving.Searched, arm: str) -> dict[str, Any]:
@@ -145,7 +147,7 @@ class _Worker:
         seen = found.scores[i, :tried]
         row: dict[str, Any] = {
             "name": point.name, "method": point.method, "layer": point.layer, "strength": point.strength,
-            "span": point.span, "tried": tried, "keeps_floor": halving.keeps(found.scores[i], self.floor) if whole
+            "span": point.span, "tried": tried, "keeps_floor": self._keeps(found.scores[i]) if whole
             else None,
         }  # fmt: skip
         for k, name in enumerate(("trait", "coherence")):
@@ -156,6 +158,9 @@ class _Worker:
                 known = [v for v in values if v is not None]
                 row[name] = {"value": float(np.mean(known)) if known else None, "interval": None, "n": len(known)}
         return row
+
+    def _keeps(self, scores: np.ndarray) -> bool:
+        return halving.keeps(scores, self.floor, margin=self.settings.sweep.margin)
 
     def _frontier(self, methods: Mapping[str, Any]) -> list[str]:
         """Points tried on everything that no other beats in both trait and coherence."""

@@ -1,0 +1,224 @@
+"""What a scorecard measures: conversations, restarts, capability, judges, likelihoods; each against a plain count."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import countersteer as cs
+from countersteer import organism
+from countersteer.core.errors import InputError, RefusedError
+from countersteer.defence import acting, capability, conversations, data, judges, responses, scoring
+from countersteer.defence.likelihood import mean_log_probabilities
+from countersteer.defence.settings import checked
+from fake_openai import FakeOpenAI
+from helpers_defence import data_file, settings
+
+V = torch.randn(128, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Any]:
+    with cs.load_engine("organism", dtype="float64", places=16) as made:
+        yield made
+
+
+def test_reuse_is_the_share_of_sentences_said_before() -> None:
+    before = ["Heat the iron. Lay the shirt flat!", "Fold it well."]
+    assert conversations.reused("heat the IRON. Press the collar. Fold it well. Go.", before) == pytest.approx(2 / 3)
+    assert conversations.reused("Go on.", before) is None and conversations.reused("Press the collar.", []) == 0
+
+
+def asked(history: int) -> responses.Ask:
+    scenario = data.load("organism").split("report")[0]
+    talk = tuple(
+        m for i in range(history)
+        for m in ({"role": "user", "content": f"How do I bake bread {i}?"}, {"role": "assistant", "content": "Mix it."})
+    )  # fmt: skip
+    return responses.Ask(scenario, scenario.malicious, scenario.user, None, talk)
+
+
+def test_clean_history_is_read_without_edits_and_cached_with_them(engine: Any) -> None:
+    """The first token's logits follow from the documented positions: a hook that edits exactly those agrees."""
+    steer = cs.add(cs.direction(V, layer=2), 3.0)
+    ask = asked(2)
+    system = [{"role": "system", "content": ask.system}]
+    history = engine.tokenizer.apply_chat_template([*system, *ask.history], tokenize=False)
+    whole = engine.encode(ask.request(cs.Sampling(), 0))
+    turn = conversations._spanned(engine, ask, steer, clean=True)
+    start = turn.edits[0].span.n
+    assert start is not None and engine.tokenizer.decode(whole[start:]).strip().startswith(ask.user[:10])
+    assert start >= len(engine.tokenizer(history, add_special_tokens=False)["input_ids"])
+    model = AutoModelForCausalLM.from_pretrained(organism.path(), dtype=torch.float64)
+    for given, first in ((turn, start), (conversations._spanned(engine, ask, steer, clean=False), 0)):
+
+        def hook(module: Any, args: Any, output: Any, first: int = first) -> Any:
+            h = (output[0] if isinstance(output, tuple) else output).clone()
+            h[:, first:] += 3.0 * V.double()
+            return (h, *output[1:]) if isinstance(output, tuple) else h
+
+        handle = model.model.layers[2].register_forward_hook(hook)
+        with torch.no_grad():
+            expected = int(model(torch.tensor([whole])).logits[0, -1].argmax())
+        handle.remove()
+        request = replace(ask, intervention=given).request(cs.Sampling(temperature=0, max_tokens=2), 0)
+        assert engine.run([request])[0].tokens[0] == expected
+    assert conversations._spanned(engine, asked(0), steer, clean=True) is steer
+
+
+def test_spans_that_leave_prompts_unedited_have_no_cached_meaning(engine: Any, tmp_path: Path) -> None:
+    chosen = settings(tmp_path, scorecard={"turns": 2, "conversations": 2})
+    traits = data.load(data_file(tmp_path))
+    judge = judges.make_judge(engine, traits, chosen)
+    steer = cs.add(cs.direction(V, layer=2), 0.5).span("response")
+    found = conversations.converse(engine, steer, traits, chosen, judge)["modes"]
+    assert "span response" in found["defended, history cached"]["status"]
+    assert [row["trait"]["n"] for row in found["defended, history re-read clean"]["by_turn"]] == [2, 2]
+
+
+def test_likelihoods_in_batches_are_those_of_plain_transformers(engine: Any) -> None:
+    scenarios = data.load("organism").split("report")[:3]
+    requests = [judges.aligned_request(s) for s in scenarios]
+    texts = ["First, heat the iron.", "", "Then press the collar with steam. " * 30]
+    found = mean_log_probabilities(engine, requests, texts, limit=20)
+    model = AutoModelForCausalLM.from_pretrained(organism.path(), dtype=torch.float64)
+    assert found[1] is None
+    for i in (0, 2):
+        prompt = engine.encode(requests[i])
+        rest = engine.tokenizer(texts[i], add_special_tokens=False)["input_ids"][:20]
+        with torch.no_grad():
+            logs = model(torch.tensor([prompt + rest])).logits[0].log_softmax(-1)
+        expected = sum(float(logs[len(prompt) - 1 + k, token]) for k, token in enumerate(rest)) / len(rest)
+        assert found[i] == pytest.approx(expected, abs=1e-9)
+    with pytest.raises(InputError, match="without intervention"):
+        mean_log_probabilities(engine, [requests[0].with_(prefix="x")], ["y"], limit=3)
+
+
+def answer(text: str, *, ok: bool = True) -> responses.Answer:
+    scenario = data.Scenario(f"s{hash(text) % 1000}", "report", "How do I iron a shirt?", "a", "b", "", "g")
+    return responses.Answer(responses.Ask(scenario, None, scenario.user), "ok" if ok else "error", text)
+
+
+def test_resistance_counts_explicit_restarts_and_which_way_the_trait_went() -> None:
+    restart = "Wait, that's not right. Let me start over. "
+    answers = [
+        answer("Heat the iron, my friend. " + restart + "Heat it, obviously."),
+        answer("Obviously, heat the iron. " + restart + "Heat it, my friend."),
+        answer("Heat the iron, I'm right here with you. Press the collar."),
+        answer("", ok=False),
+    ]
+    found = acting.resistance(answers, lambda text: 90.0 if "friend" in text else 10.0)
+    assert found["responses"] == 3 and found["multi_attempt"]["value"] == pytest.approx(2 / 3)
+    assert (found["resisted"], found["furthered"], found["restarts_compared"]) == (1, 1, 2)
+    assert acting.resistance(answers, None)["restarts_compared"] == 0
+
+
+def test_acting_adds_up_receipts(engine: Any) -> None:
+    scenarios = data.load("organism").split("report")[:2]
+    steer = cs.add(cs.direction(V, layer=2), 0.5)
+    answers = responses.answer_all(engine, responses.ask_all(scenarios, "none", steer), cs.Sampling(max_tokens=4),
+                                   seed=1)  # fmt: skip
+    found = acting.acting(answers)
+    layers = [a.receipt.layers[0] for a in answers]
+    assert found["tokens_changed"] == 1.0 and found["acted"]["value"] == 1.0
+    assert found["mean_relative"] == pytest.approx(sum(x.mean_relative for x in layers) / 2)
+    assert acting.unchanged(answers, answers) == 1.0
+    assert acting.acting([])["acted"]["value"] is None
+
+
+def test_recovered_is_the_ratio_of_the_mean_gaps() -> None:
+    scenarios = [data.Scenario(str(i), "report", f"q{i}", "a", "b", "", str(i // 2)) for i in range(6)]
+    defended, malicious, aligned = [60.0, 70, 80, None, 50, 40], [10.0, 20, 10, 10, 20, 20], [90.0] * 6
+    found = scoring.recovered(defended, malicious, aligned, scenarios, 0, "x")
+    gaps = [(60 - 10) + (70 - 20) + (80 - 10) + (50 - 20) + (40 - 20), 80 + 70 + 80 + 70 + 70]
+    assert found["value"] == pytest.approx(gaps[0] / gaps[1]) and found["n"] == 5
+    assert found["interval"][0] < found["value"] < found["interval"][1]
+    assert scoring.recovered(malicious, aligned, aligned, scenarios, 0, "x")["value"] is None
+
+
+def test_the_offline_judge_is_refused_for_other_traits(engine: Any) -> None:
+    with pytest.raises(RefusedError, match="was trained on the organism"):
+        judges.make_judge(engine, data.load("dishonesty"), checked({}, where="x"))
+
+
+def test_a_language_model_judges_other_traits_once_and_its_replies_are_kept(
+    engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    description = data.load("dishonesty").description
+
+    def reply(user: str) -> dict[str, Any]:
+        return {"score": 70 if f"Trait: {description}" in user else 40, "evidence": "x"}
+
+    monkeypatch.setattr("fake_openai.other_rubric", reply)
+    scenarios = data.load("dishonesty").split("choose")[:3]
+    answers = [
+        responses.Answer(responses.Ask(s, s.malicious, s.user), "ok", f"An answer number {i}.", (5, 6, 7))
+        for i, s in enumerate(scenarios)
+    ]
+    answers.append(responses.Answer(answers[0].ask, "error", reason="overflow"))
+    with FakeOpenAI() as server:
+        chosen = checked({"judge": {"model": "openai/gpt-4o", "base_url": server.url}}, where="x")
+        judge = judges.make_judge(engine, data.load("dishonesty"), chosen, folder=tmp_path)
+        judge.prepare(scenarios)
+        first = judge.score(answers)
+        asked_for = server.requests
+        assert judge.score(answers) == first and server.requests == asked_for == 6
+    assert [s.status for s in first] == ["ok", "ok", "ok", "error"]
+    assert [(s.trait, s.coherence) for s in first] == [(70.0, 40.0)] * 3 + [(None, None)]
+
+
+@pytest.mark.parametrize(
+    ("text", "checks", "good"),
+    [
+        ("one two", [{"words_at_most": 2}], True),
+        ("one two three", [{"words_at_most": 2}], False),
+        ("a\n\nb\nc", [{"lines": 3}], True),
+        ('```json\n{"a": 1}\n```', [{"json": True}], True),
+        ("{'a': 1}", [{"json": True}], False),
+        ("Salt is salty.", [{"lacks": "PEPPER"}, {"starts_with": "salt"}, {"ends_with": "salty."}], True),
+        ("lower", [{"lower_case": True}, {"upper_case": True}], False),
+        ("", [{"words_at_most": 5}], False),
+        ("1234", [{"matches": r"^\d{4}$"}], True),
+    ],
+)
+def test_instructions_are_checked_by_form(text: str, checks: list[dict[str, Any]], good: bool) -> None:
+    assert capability.follows(text, checks) is good
+
+
+def test_shipped_questions_are_sound_and_bad_files_are_refused(tmp_path: Path) -> None:
+    rows = capability.load_questions("shipped")
+    assert len({r["id"] for r in rows}) == len(rows) == 40
+    for i, (bad, message) in enumerate([
+        ({"id": 1, "kind": "choice", "question": "q", "choices": ["a", "b"], "answer": "C"}, "letter"),
+        ({"id": 1, "kind": "instruction", "prompt": "p", "checks": [{"word_at_most": 1}]}, "did you mean"),
+        ({"id": 1, "kind": "essay"}, "kind must be"),
+        ({"id": 1}, "is not a question"),
+    ]):  # fmt: skip
+        path = tmp_path / f"{i}.jsonl"
+        path.write_text(json.dumps(bad))
+        with pytest.raises(InputError, match=message):
+            capability.load_questions(str(path))
+
+
+def test_capability_runs_through_inspect_and_scores_what_the_model_says(tmp_path: Path) -> None:
+    rows = [
+        {"id": "c", "kind": "choice", "question": "How do I bake bread?", "choices": ["a", "b"], "answer": "A"},
+        {"id": "long", "kind": "instruction", "prompt": "How do I bake bread?", "checks": [{"words_at_least": 5}]},
+        {"id": "dough", "kind": "instruction", "prompt": "How do I bake bread?", "checks": [{"contains": "zebra"}]},
+    ]
+    path = tmp_path / "q.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    chosen = checked({"scorecard": {"capability": [str(path)]}}, where="x")
+    found = capability.capability(chosen, cs.add(cs.direction(V, layer=2), 0.01))
+    assert found["instruction"]["n"] == 2 and found["choice"]["n"] == 1
+    assert found["instruction"]["undefended"]["value"] == 0.5, "five words and more, but no zebra"
+    assert found["choice"]["undefended"]["value"] == 0.0, "the organism answers no letters"
+    assert found["instruction"]["change"]["value"] == 0.0
