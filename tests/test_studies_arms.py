@@ -160,6 +160,7 @@ def test_random_sets_are_disjoint_alive_and_keep_clear_of_the_detectors(done: Ru
     assert set(flat) <= set(ALIVE)
     for one in done.fact("random_sets")["random"]:
         assert one["match"]["firing-rate"]["set"] > 0
+        assert one["match"]["perturbation"]["set"] > 0 and one["match"]["perturbation"]["targets"] > 0
 
 
 def test_prefixes_come_from_the_same_trial_of_the_other_arm(done: Run) -> None:
@@ -276,6 +277,40 @@ def test_matched_sets_are_nearer_to_their_targets_than_random_ones() -> None:
     }
     gap = {how: max(abs(np.log(rate[s["latents"]]).mean() - goal) for s in sets) for how, sets in found.items()}
     assert gap["firing-rate"] < 0.5 and gap["perturbation"] < 0.5 < gap["count"]
+
+
+def test_perturbation_is_measured_on_the_rounded_residual_and_not_worked_out(tmp_path: Path) -> None:
+    """In bfloat16 small writes are lost: what the receipts measure lies below activation * |W_dec| / |h|."""
+    import torch
+
+    from countersteer.sources.usage import usage
+    from countersteer.studies.perturbation import ablated, measured
+
+    sae = load_sae(world.write_sae(tmp_path / "sae"))
+    draw = np.random.default_rng(0)
+    texts = [torch.tensor(draw.normal(size=(n, world.D_MODEL)) * 4) for n in (9, 30)]
+    from safetensors.numpy import load_file
+
+    w = {k: v.astype(np.float64) for k, v in load_file(tmp_path / "sae" / "sae_weights.safetensors").items()}
+    h = np.concatenate([t[1:].numpy() for t in texts])
+    active = np.maximum(h @ w["W_enc"] + w["b_enc"], 0.0)
+    latents = [int(i) for i in np.argsort(-active.mean(0))[:12]]
+    both = active[:, latents[:2]] @ w["W_dec"][latents[:2]]
+    exact = (np.linalg.norm(both, axis=1) / np.linalg.norm(h, axis=1)).mean()
+    assert ablated(sae, texts, latents[:2], layer=world.LAYER) == pytest.approx(exact, rel=1e-5)
+
+    rough = [t.to(torch.bfloat16) for t in texts]
+    used = usage(sae, rough)
+    found = measured(used, sae, rough, latents[:1], layer=world.LAYER, places=2, exclude=set(latents[:1]))
+    drawn = np.flatnonzero(found.firing_rate)
+    assert latents[0] in drawn and 2 <= len(drawn) - 1 <= 8, "only what was measured can be drawn"
+    for k in drawn:
+        x = torch.cat([t[1:] for t in rough]).double().numpy()
+        act = np.maximum((x @ w["W_enc"] + w["b_enc"])[:, k], 0.0)
+        new = torch.tensor(x - act[:, None] * w["W_dec"][k]).to(torch.bfloat16).double().numpy()
+        assert found.perturbation[k] == pytest.approx(
+            (np.linalg.norm(new - x, axis=1) / np.linalg.norm(x, axis=1)).mean(), rel=0.02
+        )
 
 
 def test_a_prefix_ends_at_a_word_and_before_the_first_restart() -> None:

@@ -23,6 +23,7 @@ from countersteer.studies import detectors, directions, measure, randoms
 from countersteer.studies.arms import Arm
 from countersteer.studies.calibrate import calibrate
 from countersteer.studies.generate import Generator, bounded
+from countersteer.studies.perturbation import ablated, measured
 from countersteer.studies.prefixes import prefix_of
 from countersteer.studies.prompts import load_prompts
 from countersteer.studies.schema_arms import DETECTORS, HELD_OUT, RandomClamp
@@ -46,7 +47,7 @@ class Experiments:
         self.prompts, self.steering = prompts, steering
         self.layer, self.read_layer = layers
         self.seed = spec.settings.study.seed
-        self._used: dict[int, Usage] = {}
+        self._used: dict[int, tuple[Usage, list[Any]]] = {}
 
     async def detectors(self, generator: Generator, progress: Callable[[int, int], None]) -> dict[str, Any]:
         """The detector search, made once."""
@@ -133,18 +134,30 @@ class Experiments:
             count = rule.random if isinstance(rule.random, int) else len(targets)
             if not count:
                 raise InputError(f"[arms.{arm.name}] wants as many random latents as detectors, but there are none")
-            used = await self._use(self.layer if arm.layer is None else arm.layer)
+            layer = self.layer if arm.layer is None else arm.layer
+            used, residuals = await self._use(layer)
             exclude = {*targets, *(row.latent for row in self.run.latents())}
+            if rule.matched == "perturbation":
+                used = measured(
+                    used, self.sae, residuals, targets, layer=layer, places=count * rule.sets, exclude=exclude
+                )
             draw = rng(self.seed, "random latents", root)
             sets = randoms.draw_sets(
                 used, targets, count=count, sets=rule.sets, matched=rule.matched, exclude=exclude, draw=draw
             )
+            whole = ablated(self.sae, residuals, targets, layer=layer) if targets else None
+            for one in sets:
+                moved = ablated(self.sae, residuals, one["latents"], layer=layer)
+                one["match"]["perturbation"] = {"set": moved, "targets": whole}
             known = {**known, root: sets}
             self.run.set_facts(random_sets=known)
         return dict(known[root][arm.random_set - 1])
 
-    async def _use(self, layer: int) -> Usage:
-        """Use of every latent on the base arm's steered responses; before the write, so an unsteered pass reads it."""
+    async def _use(self, layer: int) -> tuple[Usage, list[Any]]:
+        """Use of every latent on the base arm's steered responses, and the residuals it was read from.
+
+        Before the write at `layer`, so an unsteered pass reads what the steered one read.
+        """
         if layer not in self._used:
             trials = [t for t in self.run.trials(self.spec.base) if t.status == OK and t.text]
             order = rng(self.seed, "use of latents").permutation(len(trials))[:MEASURED]
@@ -157,7 +170,7 @@ class Experiments:
             residuals = []
             for start in range(0, len(inputs), 32):
                 residuals += await self.engine.forward(inputs[start : start + 32], capture=Site(layer))
-            self._used[layer] = usage(self.sae, residuals)
+            self._used = {layer: (usage(self.sae, residuals), residuals)}  # of one layer: residuals are large
         return self._used[layer]
 
     def _at_sd(self, arm: Arm) -> Arm | None:

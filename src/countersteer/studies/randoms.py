@@ -26,7 +26,8 @@ def draw_sets(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """`sets` disjoint sets of `count` latents each, as {"latents", "match"}.
 
-    "match": per measure the mean over the set beside that over the targets. Targets are taken in turn where `count`
+    "match": per measure the mean over the set beside that over the targets (of perturbations, those of single latents;
+    what the whole set does is measured by the caller). Targets are taken in turn where `count`
     exceeds them; a target that never fires is matched to the rarest. Raises InputError when too few latents fire.
     """
     alive = [int(i) for i in np.flatnonzero(used.firing_rate > 0) if int(i) not in exclude]

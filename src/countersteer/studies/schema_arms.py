@@ -31,8 +31,8 @@ class RandomClamp(Table):
     """Clamp `random` random latents in `sets` disjoint sets, one arm per set, matched to the latents in `of`.
 
     random: how many per set, or "detectors" for as many as there are. matched: "count" (any that fire), or nearest in
-    "firing-rate", "mean-activation" or "perturbation" (|h' - h| / |h| if ablated), measured on the base arm's steered
-    responses at the steering layer. `of`: "detectors" or latent ids.
+    "firing-rate", "mean-activation" or "perturbation" (|h' - h| / |h| of ablating each, as receipts measure it), on the
+    base arm's steered responses at the steering layer. `of`: "detectors" or latent ids.
     """
 
     random: Annotated[int, Field(ge=1)] | Literal["detectors"] = "detectors"

@@ -92,13 +92,14 @@ class EmbeddedEngine:
             "cache": self.loop.batch.note or "slots",
             "torch": torch.__version__,
             "transformers": transformers.__version__,
+            **({"template": self.model.template} if self.model.template else {}),
             **({"adapter": self.model.adapter} if self.model.adapter else {}),
             **({"adapters": self.adapters.described()} if self.adapters.records else {}),
         }
 
     def encode(self, request: Request) -> list[int]:
         """The token ids of a request's prompt, template and prefix included. Raises InputError."""
-        ids = encode_request(request, self.model.tokenizer)
+        ids = encode_request(request, self.model.tokenizer, template=self.model.template)
         if min(ids) < 0 or max(ids) >= self.model.vocab:
             raise InputError(f"token ids must lie in 0..{self.model.vocab - 1}")
         return ids

@@ -39,6 +39,8 @@ class LoadedModel:
     max_positions: int | None
     adapter: str | None = None
     """Fingerprint of the adapter that it carries."""
+    template: str | None = None
+    """Name of a variation of the chat template (see text.TEMPLATES), None for the model's own."""
 
     @property
     def dtype_name(self) -> str:
@@ -49,7 +51,9 @@ class LoadedModel:
     def template_hash(self) -> str | None:
         """Hash of the chat template, None if there is none."""
         template = getattr(self.tokenizer, "chat_template", None)
-        return fingerprint(template) if template else None
+        if not template:
+            return None
+        return fingerprint([template, self.template] if self.template else template)
 
     @property
     def end_tokens(self) -> frozenset[int]:

@@ -8,11 +8,19 @@ from typing import Any
 from countersteer.core.errors import InputError, RefusedError
 from countersteer.core.request import Request
 
+TEMPLATES = ("esr-reference",)
+"""Variations of a model's chat template, by name.
 
-def encode_request(request: Request, tokenizer: Any) -> list[int]:
+"esr-reference": after the template's generation prompt, BOS and the assistant header once more, as the ESR paper's
+reference code does in its Llama runs. Not known: whether that was meant, and what it does to the paper's numbers.
+"""
+
+
+def encode_request(request: Request, tokenizer: Any, *, template: str | None = None) -> list[int]:
     """Token ids of a request: chat template, assistant prefix, or plain text (`template` False).
 
-    Raises InputError when there is no tokenizer or template, or when the template drops the system prompt.
+    `template`: one of TEMPLATES. Raises InputError when there is no tokenizer or template, or when the template drops
+    the system prompt.
     """
     if request.tokens is not None:
         return list(request.tokens)
@@ -40,7 +48,21 @@ def encode_request(request: Request, tokenizer: Any) -> list[int]:
                 "this model's chat template drops it",
                 "put its text into the user turn",
             )
+    if template == "esr-reference":
+        text += _again(text, messages, tokenizer)
     return _nonempty(tokenizer(text + (request.prefix or ""), add_special_tokens=False)["input_ids"])
+
+
+def _again(text: str, messages: list[dict[str, str]], tokenizer: Any) -> str:
+    """BOS and the header that opens the assistant's turn, which `text` ends with. Raises InputError without them."""
+    closed = tokenizer.apply_chat_template(messages, add_generation_prompt=False, tokenize=False)
+    header = text[len(closed) :] if text.startswith(closed) else ""
+    if not header or not tokenizer.bos_token:
+        lacks = "no beginning-of-sequence token" if header else "no header that opens the assistant's turn"
+        raise InputError(
+            f"template 'esr-reference' repeats BOS and the header, and this model has {lacks}; leave it out"
+        )
+    return f"{tokenizer.bos_token}{header}"
 
 
 def _nonempty(ids: list[int]) -> list[int]:
