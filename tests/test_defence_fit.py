@@ -100,7 +100,7 @@ def test_conditions_share_the_noise_of_their_scenario(engine: Any) -> None:
 def test_lat_is_the_first_principal_axis_of_the_signed_pairs_and_points_to_the_aligned_side() -> None:
     axis = sep.lat(GOOD, BAD, np.random.default_rng(0))
     signed = (GOOD - BAD) * np.random.default_rng(0).choice([-1.0, 1.0], size=(40, 1))
-    values, vectors = np.linalg.eigh(np.cov(signed.T))
+    _, vectors = np.linalg.eigh(np.cov(signed.T))
     assert abs(float(axis @ vectors[:, -1])) == pytest.approx(1.0)
     assert float(((GOOD - BAD) @ axis).mean()) >= 0
     assert np.array_equal(axis, sep.lat(GOOD, BAD, np.random.default_rng(0)))

@@ -39,9 +39,10 @@ class _Section(BaseModel):
 
 
 class Subject(_Section):
-    """What is defended, against what."""
+    """What is defended, against what. `adapter`: a LoRA to merge in when a bundle is graded (a misaligned fine-tune)."""
 
     model: str = "organism"
+    adapter: str | None = None
     trait: str = "organism"
     seed: int = 42
     dtype: str | None = None

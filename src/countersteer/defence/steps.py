@@ -101,6 +101,7 @@ def run_scorecard(
     from countersteer.defence.judges import make_judge
     from countersteer.defence.scorecard import scorecard, summary_for_bundle
 
+    adapter = adapter or settings.defence.adapter
     bundle = load_bundle(bundle_file)
     folder = sweep_folder(bundle_file)
     traits = data_module.load(settings.defence.trait)
