@@ -67,7 +67,7 @@ def test_a_judge_that_can_rate_nothing_stops_the_study(tmp_path: Path) -> None:
         path = study(tmp_path, server, latents=f'count = {WANTED}\nrelevance = "any"\n')
         bare(path)
         server.said = lambda user: ("I'm sorry, but I can't help with that.", "stop")  # type: ignore[method-assign]
-        with pytest.raises(InputError, match="no usable concreteness for any of 40 labels.*concreteness = 0"):
+        with pytest.raises(InputError, match=r"no usable concreteness for any of 40 labels.*concreteness = 0"):
             run(path, tmp_path / "run")
 
 

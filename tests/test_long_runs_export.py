@@ -166,6 +166,56 @@ def test_merged_shards_are_the_run_they_were_cut_from(done: Path, tmp_path: Path
         assert list(a.resamples()) == list(b.resamples())
 
 
+def other_hardware(folder: Path) -> world.Tools:
+    """The same model where every answer comes out with another last word, as other rounding may make it."""
+    return world.tools(folder / "sae", script=lambda request: world.answer(request) + " Amen.")
+
+
+def test_shards_on_different_hardware_share_one_calibration(done: Path, tmp_path: Path) -> None:
+    folder = tmp_path
+    path = world.study(folder, arms=ARMS, latents="count = 3\n")
+    loaded = spec.load(path)
+    first = runner.run_study(loaded, folder / "1", tools=lambda _: world.tools(folder / "sae"), shard=(1, 2))
+    with first, pytest.raises(RunRefusedError, match="only shards of one run can merge"):
+        runner.run_study(loaded, folder / "alone", tools=lambda _: other_hardware(folder), shard=(2, 2)).close()
+        merge([folder / "1", folder / "alone"], folder / "x")
+    made: list[str] = []
+    tools = other_hardware(folder)
+    original = tools.engine.generate
+
+    async def generate(request):
+        made.append(request.prompt)
+        return await original(request)
+
+    tools.engine.generate = generate  # type: ignore[method-assign]
+    how = {"tools": lambda _: tools, "shard": (2, 2), "calibration": folder / "1"}
+    with runner.run_study(loaded, folder / "2", **how) as second, Run.open(folder / "1") as one:
+        assert second.calibration() == one.calibration() and second.fact("judge") == one.fact("judge")
+        assert second.latents() == one.latents() and list(second.planned()) == list(one.planned())
+        mine = {t.plan.key for t in second.trials() if t.status == "ok"}
+        planned = {p.key for p in second.planned() if p.ordinal % 2 == 1}
+        assert mine == planned, "nothing but its own trials was done"
+        assert len(made) == len(planned) + len({r.key for r in second.resamples()})
+    result = merge([folder / "1", folder / "2"], folder / "whole")
+    assert result["finished"] and result["missing"] == 0
+    runner.run_study(loaded, folder / "2", **how).close()
+    with pytest.raises(RunRefusedError, match="begun without the calibration of"):
+        runner.run_study(loaded, folder / "alone", **how)
+
+
+def test_a_calibration_is_taken_over_from_a_run_of_the_same_study_only(done: Path, tmp_path: Path) -> None:
+    folder = tmp_path
+    loaded = spec.load(world.study(folder, arms=ARMS, latents="count = 3\n"))
+    with pytest.raises(RunRefusedError, match="run of another study"):
+        runner.run_study(loaded, folder / "a", tools=lambda _: world.tools(folder / "sae"), calibration=done)
+    assert not (folder / "a").exists()
+    Run.create(folder / "new", loaded.text, {"inputs": {}}).close()
+    with pytest.raises(RunRefusedError, match="no calibration yet; let it run until its trials begin"):
+        runner.run_study(loaded, folder / "a", tools=lambda _: world.tools(folder / "sae"), calibration=folder / "new")
+    with pytest.raises(RunRefusedError, match="holds no run"):
+        runner.run_study(loaded, folder / "a", tools=lambda _: world.tools(folder / "sae"), calibration=folder / "none")
+
+
 def test_a_missing_shard_leaves_the_merged_run_unfinished_and_resumable(done: Path, tmp_path: Path) -> None:
     shards = [shard(done, tmp_path / f"shard{i}", i, 3) for i in range(2)]
     result = merge(shards, tmp_path / "whole")

@@ -16,6 +16,9 @@ from countersteer.cli import call
 from countersteer.core.errors import InputError
 from countersteer.judging.llm_budget import CostCapError
 from countersteer.judging.llm_calls import JudgeRefusedError
+from countersteer.report import html as page
+from countersteer.report import terminal
+from countersteer.report.summary import summarise
 from countersteer.store import Run, export
 from countersteer.store.merge import merge
 from countersteer.studies import runner, spec
@@ -166,6 +169,31 @@ def test_runs_share_replies_through_a_cache_folder(tmp_path: Path) -> None:
             requests = server.requests
         with run(path, tmp_path / "two", options={"cache": str(tmp_path / "cache")}) as second:
             assert second.finished and server.requests == requests > 0
+
+
+def test_what_the_judge_cost_stands_in_the_result_and_on_the_page(tmp_path: Path) -> None:
+    with FakeOpenAI(content=0.3) as server:
+        path = study(tmp_path, server)
+        with run(path, tmp_path / "one", options={"cache": str(tmp_path / "cache")}) as shared:
+            result = summarise(shared)
+        with run(path, tmp_path / "own") as own:
+            assert summarise(own)["judging"]["usd"] == pytest.approx(server.billed / 2)
+            assert own.judging()["states"] == {"ok": server.requests / 2}
+            page.write(own, summarise(own), tmp_path / "report.html")
+        used = result["judging"]
+        assert used["requests"] == server.requests / 2 and used["usd"] == pytest.approx(server.billed / 2)
+        assert used["input_tokens"] * PRICE[0] + used["output_tokens"] * PRICE[1] == pytest.approx(1e6 * used["usd"])
+        calls = f"{used['requests']:,} judge calls for {used['usd']:.2f} USD ({used['input_tokens']:,} tokens read"
+        assert calls in terminal.render(result) and calls in (tmp_path / "report.html").read_text()
+        with run(path, tmp_path / "two", options={"cache": str(tmp_path / "cache")}) as again:
+            assert summarise(again)["judging"] is None, "replies from a cache cost nothing"
+    with FakeOpenAI() as server:
+        path = study(tmp_path / "unpriced", server)
+        path.write_text(path.read_text().replace("gpt-4o", "gpt-unheard-of"))
+        with run(path, tmp_path / "unpriced" / "run") as unknown:
+            found = summarise(unknown)["judging"]
+            assert found["usd"] is None and found["unpriced"] == found["requests"] == server.requests
+            assert "at an unknown price" in terminal.render(summarise(unknown))
 
 
 def test_plan_prices_every_arm_before_anything_is_paid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

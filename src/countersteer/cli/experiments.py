@@ -78,7 +78,7 @@ def judge(
     max_cost: Annotated[float | None, typer.Option("--max-cost", help="USD that all requests may cost.")] = None,
     base_url: Annotated[str | None, typer.Option("--base-url", help="Server of the judge's model.")] = None,
     rubric: Annotated[
-        str, typer.Option("--rubric", help='"attempts", or "recovery" to rate whole responses (a metric of its own).')
+        str, typer.Option("--rubric", help='"attempts"; "recovery" rates whole responses; "episodes" marks boundaries.')
     ] = "attempts",
     as_json: Json = False,
 ) -> None:
@@ -98,8 +98,15 @@ def judge(
     if rubric == "recovery":
         kinds = ", ".join(f"{count} {kind}" for kind, count in made["kinds"].items())
         said = (
-            f"{made['rated']} of {made['sampled']} whole responses rated by {made['judge']}: {made['recovered']} recover"
-            f" (7 of 10 or more){f'; {kinds}' if kinds else ''}. Such judges over-score against people."
+            f"{made['rated']} of {made['sampled']} whole responses rated by {made['judge']}:"
+            f" {made['recovered']} recover (7 of 10 or more){f'; {kinds}' if kinds else ''}."
+            " Such judges over-score against people."
+        )
+        return emit({"run": str(run), **made}, as_json=as_json, text=said)
+    if rubric == "episodes":
+        said = (
+            f"{made['marked']} of {made['sampled']} episodes marked by {made['judge']}; median distance in characters"
+            f" from the attempts' boundaries: {', '.join(f'{k} {_num(v)}' for k, v in made['distance'].items())}"
         )
         return emit({"run": str(run), **made}, as_json=as_json, text=said)
     with Run.open(run) as opened:

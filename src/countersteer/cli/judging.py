@@ -29,6 +29,10 @@ BatchSize = Annotated[int | None, typer.Option("--judge-batch-size", min=1, help
 Cache = Annotated[Path | None, typer.Option("--judge-cache", help="Folder of replies that several runs share.")]
 Shard = Annotated[str | None, typer.Option("--shard", help="I/N: only every N-th trial, for `merge` later.")]
 
+Calibration = Annotated[
+    Path | None, typer.Option("--calibration", help="A run of this study whose calibration and plan are taken over.")
+]
+
 
 def part(text: str | None) -> tuple[int, int] | None:
     """The shard that "I/N" names. Raises InputError."""

@@ -43,6 +43,7 @@ def run(
     judge_batch_size: judging.BatchSize = None,
     judge_cache: judging.Cache = None,
     shard: judging.Shard = None,
+    calibration: judging.Calibration = None,
     as_json: Json = False,
 ) -> None:
     """Run a study into a folder, or go on with it where it stopped.
@@ -53,8 +54,8 @@ def run(
         max_cost=max_cost, prices=prices, connections=judge_connections, rpm=judge_rpm, tpm=judge_tpm,
         batch=judge_batch, batch_size=judge_batch_size, cache=judge_cache,
     )  # fmt: skip
-    more = {"options": options, "retry_status": tuple(retry_status or ()), "shard": judging.part(shard)}
-    _run(study, out, as_json=as_json, in_flight=in_flight, **more)
+    more = {"retry_status": tuple(retry_status or ()), "shard": judging.part(shard), "calibration": calibration}
+    _run(study, out, as_json=as_json, in_flight=in_flight, options=options, **more)
 
 
 def _run(study: str, out: Path, *, as_json: bool, in_flight: int = 64, **more: Any) -> None:

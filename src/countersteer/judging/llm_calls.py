@@ -63,6 +63,17 @@ class Waits:
         return full * random.uniform(0.5, 1.0)
 
 
+@dataclass
+class Used:
+    """What one caller used: requests made, USD, tokens of the replies that came, replies without a known price."""
+
+    requests: int = 0
+    usd: float = 0.0
+    unpriced: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
 class Caller:
     """Answers questions from the ledger, else by asking the model. Use inside one event loop; `close` when done.
 
@@ -89,6 +100,7 @@ class Caller:
             )
         self._ledger = ledger
         self.budget = Budget(max_cost, ledger.spent())
+        self.used = Used()
         self._pace = Pace(settings.requests_per_minute, settings.tokens_per_minute)
         self._breaker = breaker or Breaker()
         self._waits = waits or Waits()
@@ -176,6 +188,7 @@ class Caller:
             self._breaker.neutral()
             self.budget.settle(worst, 0.0)
             raise
+        self.used.requests += 1
         worker = self._worker
         try:
             output = await self._generate(question)
@@ -188,6 +201,10 @@ class Caller:
             raise self._failure(error, number, worst) from None
         reply = self._reply(output, worst)
         self.budget.settle(worst, reply.cost or 0.0)
+        self.used.usd += reply.cost or 0.0
+        self.used.unpriced += reply.cost is None
+        self.used.input_tokens += reply.input_tokens + reply.cached_tokens
+        self.used.output_tokens += reply.output_tokens
         self._ledger.end(number, "ok", reply.cost or 0.0, reply=reply)
         self._breaker.success()
         self._answered = True
@@ -229,6 +246,7 @@ class Caller:
 
     def _end(self, number: int, state: str, worst: float, cost: float, reason: str) -> None:
         self.budget.settle(worst, cost)
+        self.used.usd += cost
         self._ledger.end(number, state, cost, reason=reason)
         self._tell()
 

@@ -15,7 +15,7 @@ from typing import Any
 from countersteer.report.figures import figures
 from countersteer.report.questions import questions
 from countersteer.report.transcripts import RULE, examples
-from countersteer.report.words import NAMES, WHY, answers, headline, limits, number, p_value, warnings
+from countersteer.report.words import NAMES, WHY, answers, headline, limits, number, p_value, spent, warnings
 from countersteer.store.errors import one_line
 from countersteer.store.reading import RunReader
 
@@ -53,7 +53,7 @@ def page(run: RunReader, result: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(number=number, limits=limits, p_value=p_value, names=NAMES, why=WHY)
+    environment.globals.update(number=number, limits=limits, p_value=p_value, names=NAMES, why=WHY, spent=spent)
     with one_line(run.path, "read"):
         made = datetime.fromtimestamp(run.path.stat().st_mtime, tz=UTC)
     latents = run.latents()

@@ -32,7 +32,7 @@ def summarise(run: RunReader) -> dict[str, Any]:
     """The result of a run, finished or not, as plain JSON data. Raises StoreError.
 
     run, study, model, base, finished, arms, contrasts, contrasts_without_degraded, calibration, whole_response,
-    experiments, tokens, seconds, notes, caveat. See docs/report.md for every key.
+    experiments, tokens, judging, seconds, notes, caveat. See docs/report.md for every key.
     """
     with _unwalked():
         return _summarise(run)
@@ -97,10 +97,22 @@ def _summarise(run: RunReader) -> dict[str, Any]:
         "whole_response": None if rated is None else {"judge": rated.judge, "rule": rated.rule, "caution": CAUTION},
         "experiments": experiments(run),
         "tokens": run.tokens(),
+        "judging": judging(run),
         "seconds": run.fact("seconds"),
         "notes": run.notes,
         "caveat": CAVEAT if is_organism else None,
     }
+
+
+def judging(run: RunReader) -> dict[str, Any] | None:
+    """What the run's language-model judges were asked and cost; None if none was asked.
+
+    `usd` is None where the price of a reply is not known; `states`: how requests of the run's own ledger ended.
+    """
+    used = run.judging()
+    if not used["requests"]:
+        return None
+    return {**used, "usd": None if used["unpriced"] else used["usd"]}
 
 
 def _facts(outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from countersteer.report.words import NAMES, WHY, headline, limits, number, p_value, warnings
+from countersteer.report.words import spent as judge_spent
 
 COLUMNS = ("first_attempt", "multi_attempt", "esr", "improvement", "resample_baseline")
 CONTRASTED = ("first_attempt", "multi_attempt", "esr", "improvement")
@@ -41,6 +42,8 @@ def render(result: Mapping[str, Any], *, width: int | None = None, colour: bool 
     tokens, seconds = result["tokens"], result["seconds"]
     spent = "" if seconds is None else f", {seconds:,.0f} s"
     console.print(Text(f"{tokens['generated']:,} tokens generated for {tokens['prompt']:,} prompt tokens{spent}"))
+    if result["judging"]:
+        console.print(Text(judge_spent(result["judging"])))
     for note in result["notes"]:
         console.print(Text(f"note: {note}"))
     for warning in warnings(result):

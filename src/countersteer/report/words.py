@@ -251,3 +251,10 @@ def warnings(result: Mapping[str, Any]) -> list[str]:
     if base and 0 < base["latents"] < FEW_LATENTS:
         found.append(f"Only {base['latents']} latents: the intervals rest on few clusters and are wide or rough.")
     return found
+
+
+def spent(judging: Mapping[str, Any]) -> str:
+    """What the judge's calls took, in words."""
+    money = "at an unknown price" if judging["usd"] is None else f"for {judging['usd']:.2f} USD"
+    read, written = judging["input_tokens"], judging["output_tokens"]
+    return f"{judging['requests']:,} judge calls {money} ({read:,} tokens read, {written:,} written)"

@@ -151,6 +151,8 @@ def _spec(run: RunReader, created: datetime, ids: Sequence[str]) -> Any:
             "judge": run.fact("judge"),
             "inputs": header.get("inputs"),
             "calibration": (run.calibration() or {}).get("digest"),
+            "judging": run.judging(),
+            "trace": run.fact("trace"),
             "notes": run.notes,
             "finished": run.finished,
         },

@@ -199,10 +199,24 @@ class RunReader:
             yield from (t for t in self._filled(plans[start : start + _PAGE], judge) if t.status in wanted)
 
     def judging(self) -> dict[str, Any]:
-        """What the run's own ledger says of its judge: {"requests", "states", "usd"}."""
+        """What the run asked of language models: {"requests", "states", "usd", "unpriced", "input_tokens", ...}.
+
+        From its own ledger, and from the count that it keeps of what it asked through a shared one. A request whose end
+        is not known counts with the most it can have cost; `unpriced` replies have no known price and are not in `usd`.
+        """
         states = dict(self._rows("SELECT state, COUNT(*) FROM requests GROUP BY state ORDER BY state"))
         usd = float(next(self._rows("SELECT COALESCE(SUM(cost), 0) FROM requests"))[0])
-        return {"requests": sum(states.values()), "states": states, "usd": usd}
+        sums = "SELECT COALESCE(SUM(input + cached), 0), COALESCE(SUM(output), 0), COUNT(*) - COUNT(cost) FROM replies"
+        read, written, unpriced = next(self._rows(sums))
+        shared = self.fact("shared_judging", {})
+        return {
+            "requests": sum(states.values()) + int(shared.get("requests", 0)),
+            "states": states,
+            "usd": usd + float(shared.get("usd", 0.0)),
+            "unpriced": int(unpriced) + int(shared.get("unpriced", 0)),
+            "input_tokens": int(read) + int(shared.get("input_tokens", 0)),
+            "output_tokens": int(written) + int(shared.get("output_tokens", 0)),
+        }
 
     def resamples(self, arm: str | None = None) -> Iterator[Resample]:
         """Planned fresh first attempts, by arm, ordinal and draw."""

@@ -87,6 +87,7 @@ class LanguageJudge:
         from countersteer.judging.llm import LLMJudge
         from countersteer.judging.llm_calls import Caller
 
+        self._run = run
         self._shared = None if options.cache is None else Replies.shared(Path(options.cache))
         self.ledger = self._shared or run.replies
         self.caller = Caller(settings(section, options), self.ledger, max_cost=options.max_cost, spent=spent)
@@ -131,6 +132,9 @@ class LanguageJudge:
         await self.caller.close()
         if self._shared is not None:
             self._shared.close()
+            before = self._run.fact("shared_judging", {})
+            used = {name: before.get(name, 0) + value for name, value in vars(self.caller.used).items()}
+            self._run.set_facts(shared_judging=used)
 
 
 def check_statuses(statuses: Iterable[str]) -> tuple[str, ...]:

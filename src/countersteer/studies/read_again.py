@@ -9,6 +9,7 @@ from typing import Any
 from countersteer.core.errors import InputError
 from countersteer.store import Run
 from countersteer.studies import spec as studies
+from countersteer.studies.boundaries import mark_episodes
 from countersteer.studies.drive import drive
 from countersteer.studies.judges import JudgeOptions
 from countersteer.studies.rejudge import human, rate_whole, rejudge
@@ -16,7 +17,7 @@ from countersteer.studies.setup import Tools, check_inputs, layers, load_tools
 from countersteer.studies.spec import Spec
 
 Progress = Callable[[int, int], None]
-RUBRICS = ("attempts", "recovery")
+RUBRICS = ("attempts", "recovery", "episodes")
 
 
 def trace_run(
@@ -75,7 +76,8 @@ def judge_run(
 ) -> dict[str, Any]:  # fmt: skip
     """Grades by another judge, or people's labels, stored beside the first: {"judge", "key", "sampled"}.
 
-    `rubric` "recovery" rates whole responses instead. Raises InputError, StoreError.
+    `rubric` "recovery" rates whole responses instead, "episodes" marks where episodes leave the subject and return.
+    Raises InputError, StoreError.
     """
     if rubric not in RUBRICS:
         raise InputError(f"--rubric {rubric!r} is not one of {', '.join(RUBRICS)}")
@@ -90,7 +92,7 @@ def judge_run(
 
             async def go() -> None:
                 options = JudgeOptions(max_cost=max_cost)
-                ask = rate_whole if rubric == "recovery" else rejudge
+                ask = {"attempts": rejudge, "recovery": rate_whole, "episodes": mark_episodes}[rubric]
                 made.update(
                     await ask(run, by, size=sample, options=options, seed=seed, base_url=base_url,
                                   progress=progress)

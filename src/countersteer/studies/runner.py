@@ -18,6 +18,7 @@ from countersteer.core.errors import RefusedError, StoreError
 from countersteer.core.request import Request
 from countersteer.core.trial import OK
 from countersteer.store import Planned, Run, RunRefusedError
+from countersteer.store.begin import begin_from
 from countersteer.studies import measure, plan, selection
 from countersteer.studies.arms import Arm, order
 from countersteer.studies.calibrate import calibrate
@@ -44,18 +45,23 @@ def run_study(
     options: JudgeOptions | None = None,
     retry_status: Sequence[str] = (),
     shard: tuple[int, int] | None = None,
+    calibration: str | Path | None = None,
     search_only: bool = False,
 ) -> Run:
     """Run a study into the folder `out`, or resume it, and return the finished run, open for reading.
 
     `tools` gives the engine and the SAE and is called only when there is work to do. `options`: what a language-model
     judge may cost and how fast it may be asked. `retry_status`: statuses whose trials are tried again. `shard` (i, n):
-    only every n-th trial, beginning with the i-th (1 to n); such a run is merged with its others. `search_only`:
-    no further than the detector search. May be called inside a running event loop (a notebook), which it blocks.
+    only every n-th trial, beginning with the i-th (1 to n); such a run is merged with its others. `calibration`:
+    folder of a run of this study whose references, latents, strengths and plan are taken over, whole, instead of
+    deciding them again. `search_only`: no further than the detector search.
+    May be called inside a running event loop (a notebook), which it blocks.
     Raises CountersteerError; on KeyboardInterrupt what was finished is kept.
     """
     statuses = check_statuses(retry_status)
     check(spec.settings.judge, options or JudgeOptions())
+    if calibration is not None:
+        begin_from(calibration, out, study=spec.text)
     finished = open_run(spec, out)
     if finished is not None and not statuses:
         return finished

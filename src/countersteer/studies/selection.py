@@ -63,7 +63,7 @@ async def rated(
     keep: NDArray[np.bool_] | None,
     rate: Callable[[Sequence[str]], Awaitable[Sequence[float | None]]],
 ) -> tuple[dict[int, Any], int, int]:
-    """Labels with the concreteness (0-100) that `rate` gives to texts without one; how many it was asked, and failed on.
+    """Labels with the concreteness (0-100) that `rate` gives to bare texts; how many it was asked, and failed on.
 
     Only candidates that `choose` will come to are rated, lot by lot, until enough have passed. Raises InputError when
     nothing could be rated.

@@ -20,6 +20,7 @@ from countersteer.core.fingerprint import rng
 from countersteer.statistics import holm
 from countersteer.statistics.effects import aligned, paired
 from countersteer.store import Run
+from countersteer.studies.boundaries import marked
 from countersteer.studies.episodes import Episode, baseline, episodes, matched_single, token_at, token_starts
 from countersteer.studies.teacher import forced, in_batches
 
@@ -54,6 +55,8 @@ async def trace(
 ) -> dict[str, Any]:  # fmt: skip
     """The trace of an arm's episodes as plain data; an empty episode set is a status and a sentence.
 
+    Boundaries are those that a language model marked where one did (`boundaries`), else those of the attempts.
+
     status, sentence, counts, curves (per bin: mean over the latents, for episodes and matched singles), latents (per
     latent: regions, tests, Holm, ratios to the baseline). Raises InputError for an unknown arm or no latent.
     """
@@ -64,8 +67,9 @@ async def trace(
         raise InputError('a trace needs at least one latent; run the study with clamp = "detectors", or name some')
     seed = int(run.header.get("settings", {}).get("study", {}).get("seed", 0))
     trials = list(run.trials(name))
-    found = episodes(trials)[:most]
-    head = {"arm": name, "layer": layer, "latents_read": [int(i) for i in latents], "episodes": len(found)}
+    found, marker, remarked = marked(run, episodes(trials)[:most])
+    head = {"arm": name, "layer": layer, "latents_read": [int(i) for i in latents], "episodes": len(found),
+            "boundaries": {"judge": marker, "episodes": remarked}}  # fmt: skip
     if not found:
         said = f"No response of {name} has exactly two attempts of which the second is better, so there is no trace."
         return {**head, "status": "no-episodes", "sentence": said, "matched": 0, "baseline": 0, "curves": {},
