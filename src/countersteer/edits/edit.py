@@ -94,6 +94,11 @@ class Edit:
         flags = [str(self.site), str(self.span), self.conditional, self.setter, self.order]
         return fingerprint({"edit": flags, "arrays": content})
 
+    @cached_property
+    def rows_fingerprint(self) -> str:
+        """Hash of what the rows do wherever they act: as `fingerprint`, the span left out."""
+        return self.on("all").fingerprint
+
     def on(self, span: str | Span) -> Edit:
         """The same edit limited to a span."""
         return replace(self, span=Span.parse(span))

@@ -69,7 +69,7 @@ class Stage:
         Returns the row numbers.
         """
         # The span is not part of what the rows hold: it is the slot's.
-        key = edit.on("all").fingerprint
+        key = edit.rows_fingerprint
         held, again = self.held.get(key), 0
         while held is not None and slot in held.users:
             again += 1  # the same edit twice in one intervention adds up: it needs rows of its own
