@@ -185,6 +185,25 @@ def test_imported_results_have_the_metrics_counted_by_hand(tmp_path: Path) -> No
         assert [r.label for r in run.latents()] == ["cats", "dogs"]
 
 
+def test_other_names_are_read_and_what_was_not_read_is_named(tmp_path: Path) -> None:
+    attempts = [{"text": "part 0.", "score": 20, "explanation": "off"}, {"text": "part 1.", "score": 80}]
+    trial = {"question": "a", "generated_text": "part 0. part 1.", "judge_score": {"attempts": attempts, "raw": "x"},
+             "random_seed": 77, "latency": 3.5}  # fmt: skip
+    plain = {"prompt": "b", "response": "part 0.", "score": {"attempts": attempts[:1]}, "boost_level": 4.5}
+    data = {"config": {"model": "m"}, "version": 3,
+            "results_by_feature": {"7": {"description": "cats", "results": [trial, plain], "extra": 1}}}  # fmt: skip
+    (tmp_path / "f.json").write_text(json.dumps(data))
+    with import_results(tmp_path / "f.json", tmp_path / "run") as run:
+        one, other = run.trials("base")
+        assert (one.plan.latent, one.plan.label, one.plan.prompt, one.plan.seed) == (7, "cats", "a", 77)
+        assert one.scores == [20.0, 80.0] and other.plan.strength == 4.5
+        assert one.grade is not None and [a["start"] for a in one.grade["attempts"]] == [0, 8]
+        (note,) = [n for n in run.notes if "not read" in n]
+        assert note.split(": ", 2)[2].split(", ") == [
+            "attempt.explanation", "feature.extra", "file.version", "score.raw", "trial.latency"
+        ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

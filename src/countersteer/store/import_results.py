@@ -1,7 +1,9 @@
 """Published result files of the ESR reference code as a run: `results_by_feature` with `trials` and `score.attempts`.
 
-The files' fields changed over time, so several names are known for each; what is not there is left out, never guessed.
-A trial with an error, without a score or without a scored attempt keeps a status and is in no denominator.
+A file must have results_by_feature, trials, and per trial score.attempts with their scores. The names of the other
+fields could not be confirmed, so several are known for each; what is not there is left out, and every field that was
+not read is named in a note of the run. A trial with an error, without a score or without a scored attempt keeps a
+status and is in no denominator.
 """
 
 from __future__ import annotations
@@ -20,10 +22,27 @@ from countersteer.store.rows import LatentRow, Planned, Response
 from countersteer.store.run import Run
 
 LIMIT = 2 << 30
+_PROMPT = ("prompt", "question", "instruction", "user_prompt", "input")
+_TRIALS = ("trials", "results")
+_ATTEMPTS = ("attempts", "attempt_scores")
+_SCORE = ("score", "grade", "rating")
+_GRADED = ("score", "grade", "judge_score", "judgement", "judgment")
+_ATTEMPT = ("attempt", "text", "content", "quote")
+_ERROR = ("error", "exception")
+_SEED = ("seed", "random_seed", "sampling_seed")
 _FEATURE = ("feature_index_in_sae", "feature_index", "index_in_sae", "feature_id", "index", "feature")
-_LABEL = ("feature_label", "label", "feature_description")
-_STRENGTH = ("boost", "strength", "threshold", "boost_value", "steering_strength")
-_RESPONSE = ("response", "completion", "text", "output")
+_LABEL = ("feature_label", "label", "feature_description", "feature_name", "description")
+_STRENGTH = ("boost", "strength", "threshold", "boost_value", "steering_strength", "boost_level", "coefficient")
+_RESPONSE = ("response", "completion", "text", "output", "response_text", "generated_text")
+_PLACES = ("experiment_config", "config", "settings", "metadata")
+_READ = {
+    "file": {"results_by_feature", *_PLACES},
+    "feature": {*_FEATURE, *_LABEL, *_STRENGTH, *_TRIALS},
+    "trial": {*_PROMPT, *_RESPONSE, *_STRENGTH, *_GRADED, *_ERROR, *_SEED},
+    "score": set(_ATTEMPTS),
+    "attempt": {*_SCORE, *_ATTEMPT},
+}
+"""The fields that are read, by what they belong to; all others are named in a note."""
 
 
 def import_results(file: str | Path, out: str | os.PathLike[str]) -> Run:
@@ -36,8 +55,7 @@ def import_results(file: str | Path, out: str | os.PathLike[str]) -> Run:
     features = data.get("results_by_feature") if isinstance(data, Mapping) else None
     if not isinstance(features, list | Mapping) or not features:
         raise InputError(f"{path} has no results_by_feature: it is not a result file of the ESR reference code")
-    places = ("experiment_config", "config", "settings")
-    config: Mapping[str, Any] = next((data[k] for k in places if isinstance(data.get(k), Mapping)), {})
+    config: Mapping[str, Any] = next((data[k] for k in _PLACES if isinstance(data.get(k), Mapping)), {})
     model = str(config.get("model_name") or config.get("model") or path.stem)
     judge = str(config.get("judge_model_name") or config.get("judge_model") or "published")
     key = f"imported:{judge}:{fingerprint([path.name, len(features)])}"
@@ -51,6 +69,9 @@ def import_results(file: str | Path, out: str | os.PathLike[str]) -> Run:
     run = Run.create(out, study, header)
     try:
         _write(run, rows, key, judge)
+        unread = _unread(data)
+        if unread:
+            run.note(f"imported: fields that were not read: {', '.join(unread)}")
     except BaseException:
         run.close()
         raise
@@ -91,7 +112,7 @@ def _trials(path: Path, features: Any) -> Iterator[tuple[Planned, Response | Non
     ordinal = 0
     for name, feature in items:
         where = f"{path}: results_by_feature[{name}]"
-        trials = feature.get("trials") if isinstance(feature, Mapping) else None
+        trials = _first(feature, _TRIALS) if isinstance(feature, Mapping) else None
         if not isinstance(trials, list):
             raise InputError(f"{where} has no list of trials")
         latent = _latent(feature, name, where)
@@ -106,25 +127,27 @@ def _trials(path: Path, features: Any) -> Iterator[tuple[Planned, Response | Non
 def _trial(
     trial: Mapping[str, Any], feature: Mapping[str, Any], ordinal: int, latent: int, label: Any, where: str
 ) -> tuple[Planned, Response | None, Grade | None]:
-    prompt = trial.get("prompt")
+    prompt = _first(trial, _PROMPT)
     if not isinstance(prompt, str) or not prompt.strip():
         raise InputError(f"{where} has no prompt")
     text = _first(trial, _RESPONSE)
     strength = _first(trial, _STRENGTH)
     strength = _first(feature, _STRENGTH) if strength is None else strength
-    seed = trial.get("seed")
+    seed = _first(trial, _SEED)
     key = fingerprint(["imported", ordinal, latent, prompt, text])
     number = float(strength) if isinstance(strength, int | float) and math.isfinite(strength) else None
     plan = Planned(
         "base", ordinal, key, latent, None if label is None else str(label), number, prompt, prompt, None, None,
         seed if isinstance(seed, int) else ordinal,
     )  # fmt: skip
-    if trial.get("error") or not isinstance(text, str):
-        return plan, Response(key, "error", reason=str(trial.get("error") or "no response in the file")[:500]), None
-    score = trial.get("score")
-    if not isinstance(score, Mapping) or not isinstance(score.get("attempts"), list):
+    error = _first(trial, _ERROR)
+    if error or not isinstance(text, str):
+        return plan, Response(key, "error", reason=str(error or "no response in the file")[:500]), None
+    score = _first(trial, _GRADED)
+    given = _first(score, _ATTEMPTS) if isinstance(score, Mapping) else None
+    if not isinstance(given, list):
         return plan, Response(key, "ok", text), Grade("unparsed", (), "published", "no score.attempts in the file")
-    attempts = tuple(_attempts(score["attempts"], text, where))
+    attempts = tuple(_attempts(given, text, where))
     status = OK if any(a.score is not None for a in attempts) else "no-attempt"
     return plan, Response(key, "ok", text), Grade(status, attempts if status == OK else (), "published")
 
@@ -135,14 +158,36 @@ def _attempts(given: list[Any], text: str, where: str) -> Iterator[Attempt]:
     for item in given:
         if not isinstance(item, Mapping):
             raise InputError(f"{where}: an attempt is not an object")
-        score = item.get("score")
+        score = _first(item, _SCORE)
         if isinstance(score, bool) or not (score is None or (isinstance(score, int | float) and 0 <= score <= 100)):
             raise InputError(f"{where}: score {score!r} is not a number from 0 to 100")
-        words = next((item[k] for k in ("attempt", "text") if isinstance(item.get(k), str)), "")
+        words = next((item[k] for k in _ATTEMPT if isinstance(item.get(k), str)), "")
         start = text.find(words, at) if words else -1
         if start >= 0:
             at = start + len(words)
         yield Attempt(max(start, 0), at if start >= 0 else len(text), None if score is None else float(score))
+
+
+def _unread(data: Mapping[str, Any]) -> list[str]:
+    """Fields that were not read, as "trial.name", by name."""
+    found: set[str] = set()
+
+    def look(kind: str, item: Any) -> None:
+        if isinstance(item, Mapping):
+            found.update(f"{kind}.{name}" for name in item if name not in _READ[kind])
+
+    look("file", data)
+    features = data["results_by_feature"]
+    for feature in features.values() if isinstance(features, Mapping) else features:
+        look("feature", feature)
+        for trial in _first(feature, _TRIALS):
+            look("trial", trial)
+            score = _first(trial, _GRADED)
+            look("score", score)
+            given = _first(score, _ATTEMPTS) if isinstance(score, Mapping) else None
+            for attempt in given if isinstance(given, list) else ():
+                look("attempt", attempt)
+    return sorted(found)
 
 
 def _latent(feature: Mapping[str, Any], name: Any, where: str) -> int:
