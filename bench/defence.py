@@ -68,8 +68,10 @@ def defence(folder: Path) -> dict[str, Any]:
         "user_attacks": {name: {k: v["trait"] for k, v in row.items() if k != "acting"}
                          for name, row in card["user_attacks"].items()},
         "resistance": card["resistance"],
-        "conversations": {m: [[t["trait"]["value"], t["coherence"]["value"], t["reuse"]["value"]]
-                              for t in found.get("by_turn", ())] for m, found in card["conversations"]["modes"].items()},
+        "conversations": {
+            m: [[t[k]["value"] for k in ("trait", "coherence", "reuse")] for t in found.get("by_turn", ())]
+            for m, found in card["conversations"]["modes"].items()
+        },
         "cost": card["cost"],
         "fine_tune": {
             "separation": tuned["bundle"]["derived"]["separation"],

@@ -143,6 +143,29 @@ def test_recovered_is_the_ratio_of_the_mean_gaps() -> None:
     assert scoring.recovered(malicious, aligned, aligned, scenarios, 0, "x")["value"] is None
 
 
+class Even:
+    """A judge that needs no likelihood."""
+
+    name = key = "even"
+
+    def prepare(self, scenarios: Any) -> None: ...
+
+    def score(self, answers: Any) -> list[judges.Scores]:
+        return [judges.Scores(50.0, 50.0) for _ in answers]
+
+
+def test_whole_answers_have_their_likelihood_whoever_judges(engine: Any) -> None:
+    scenarios = data.load("organism").split("report")[:2]
+    chosen = checked({"sampling": {"max_tokens": 12}}, where="x")
+    asks = responses.ask_all(scenarios, "malicious")
+    found = scoring.answered(engine, Even(), asks, chosen, short=False)
+    expected = mean_log_probabilities(engine, [judges.aligned_request(s) for s in scenarios],
+                                      [a.text for a in found.answers], limit=50)  # fmt: skip
+    assert [s.log_probability for s in found.scores] == expected
+    assert scoring.summary(found, 0, "x")["cross_entropy"]["value"] == pytest.approx(-sum(expected) / 2)
+    assert scoring.answered(engine, Even(), asks, chosen, short=True).scores[0].log_probability is None
+
+
 def test_the_offline_judge_is_refused_for_other_traits(engine: Any) -> None:
     with pytest.raises(RefusedError, match="was trained on the organism"):
         judges.make_judge(engine, data.load("dishonesty"), checked({}, where="x"))

@@ -15,6 +15,7 @@ from countersteer.cli import call
 from countersteer.core.errors import InputError, RefusedError
 from countersteer.core.request import Receipt
 from countersteer.defence import bundles, data, judges, page, responses, steps
+from countersteer.defence import settings as settings_module
 from countersteer.defence.adapter import load_with_adapter
 from countersteer.defence.fit import load_fit
 from countersteer.defence.scorecard import scorecard
@@ -192,6 +193,27 @@ def test_bundles_are_shown_and_compared(world: Path, capsys: pytest.CaptureFixtu
     assert rows["meta.control"]["other"] == "flipped" and rows["fingerprint"]
     if "edits.0.write: cosine" in rows:
         assert rows["edits.0.write: cosine"]["other"] == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [f"defence {name}" for name in ("data", "fit", "sweep", "scorecard", "demo")]
+    + [f"bundle {name}" for name in ("show", "verify", "diff")],
+)
+def test_every_command_has_help_with_an_example_and_json(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert call([*command.split(), "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"Example: countersteer {command}" in said and "--json" in said
+
+
+@pytest.mark.parametrize("name", settings_module.presets())
+def test_shipped_settings_are_sound(name: str) -> None:
+    loaded = settings_module.load(f"preset:{name}")
+    data.load(loaded.defence.trait)
+    papers = {"swfc": (1, 2, 3, 4, 5), "sttp": (0, 6, 12, 18, 24, 30, 36), "stmp": (1, 1.5, 2, 2.5, 3, 3.5, 4)}
+    assert {method: loaded.grid(method) for method in papers} == papers
+    assert (loaded.sampling.temperature, loaded.sampling.top_p, loaded.sweep.floor) == (0.6, 0.9, 0.9)
+    assert loaded.judge.first_tokens == 50 and loaded.defence.seed == 42
 
 
 @pytest.mark.parametrize(

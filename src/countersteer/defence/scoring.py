@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from countersteer.core.errors import RefusedError
 from countersteer.core.fingerprint import rng
 from countersteer.defence.data import Scenario
-from countersteer.defence.judges import DefenceJudge, Scores
+from countersteer.defence.judges import DefenceJudge, Scores, aligned_request, first_tokens
+from countersteer.defence.likelihood import mean_log_probabilities
 from countersteer.defence.responses import Answer, Ask, answer_all
 from countersteer.defence.settings import Settings
 from countersteer.statistics import bootstrap
@@ -50,9 +52,28 @@ class Condition:
 def answered(
     engine: Any, judge: DefenceJudge, asks: Sequence[Ask], settings: Settings, *, short: bool, progress: Any = None
 ) -> Condition:
-    """Answers to `asks` and their scores; `short` stops at the tokens that are scored."""
+    """Answers to `asks` and their scores; `short` stops at the tokens that are scored.
+
+    Whole answers get their likelihood even from a judge that needs none, where the engine can read it.
+    """
     answers = answer_all(engine, asks, settings.drawn(short=short), seed=settings.defence.seed, progress=progress)
-    return Condition(tuple(answers), tuple(judge.score(answers)))
+    scores = judge.score(answers)
+    if not short:
+        scores = _likely(engine, answers, scores, settings.judge.first_tokens)
+    return Condition(tuple(answers), tuple(scores))
+
+
+def _likely(engine: Any, answers: Sequence[Answer], scores: list[Scores], most: int) -> list[Scores]:
+    """Scores with the log-probability filled in where the judge gave none."""
+    left = [i for i, (a, s) in enumerate(zip(answers, scores, strict=True)) if a.ok and s.log_probability is None]
+    texts = [first_tokens(engine, answers[i], most) for i in left]
+    try:
+        found = mean_log_probabilities(engine, [aligned_request(answers[i].ask.scenario) for i in left], texts,
+                                       limit=most)  # fmt: skip
+    except RefusedError:  # another engine: the scorecard shows that it was not measured
+        return scores
+    given = dict(zip(left, found, strict=True))
+    return [replace(s, log_probability=given[i]) if i in given else s for i, s in enumerate(scores)]
 
 
 def summary(condition: Condition, seed: int, name: str) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from countersteer.core.errors import InputError, RefusedError
 from countersteer.core.request import Receipt
@@ -63,7 +63,7 @@ def refuse_other_model(bundle: Bundle, *, model_fingerprint: str, template_hash:
                            "make it with `countersteer defence sweep`")  # fmt: skip
     if made_for != model_fingerprint:
         raise RefusedError(f"bundle {bundle.name!r}", f"it was made for another model ({bundle.meta.get('model')})",
-                           "`countersteer bundle verify --derived` for other weights of the same architecture")  # fmt: skip
+                           "`bundle verify --derived` for other weights of the same architecture")  # fmt: skip
     if bundle.meta.get("template_hash") != template_hash:
         raise RefusedError(f"bundle {bundle.name!r}", "it was made with another chat template",
                            "fit and sweep again with this template")  # fmt: skip
@@ -128,9 +128,11 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     try:
         if target.stat().st_size > MAX_BYTES:
             raise InputError(f"bundle {target} is larger than {MAX_BYTES >> 30} GiB")
-        with safe_open(str(target), framework="pt") as file:
-            head = json.loads((file.metadata() or {})["countersteer"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        # Read, not mapped: a mapped file that is overwritten in place would take the process with it.
+        data = target.read_bytes()
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        head = json.loads((header.get("__metadata__") or {})["countersteer"])
+        tensors = load(data)
         if head["format"] != FORMAT:
             raise InputError(f"bundle {target} has format {head['format']}, this version reads {FORMAT}")
         edits = tuple(_edit(i, entry, tensors) for i, entry in enumerate(head["edits"]))
