@@ -1,13 +1,13 @@
-"""The server over real connections: OpenAI's own client, wrong keys, bad bodies, clients that leave, files out of reach."""
+"""A server over real connections: OpenAI's client, wrong keys, bad bodies, clients that leave, files out of reach."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,6 +19,7 @@ import openai
 import pytest
 
 import countersteer as cs
+from countersteer import organism
 from countersteer.serving.run import running
 from serving_world import ADMIN, CHOOSE, LIMITS, NAME, USE, interventions, lines, plan_of, settings_of, write_bundles
 
@@ -132,20 +133,14 @@ def test_plain_completions_take_a_text_or_tokens(world: dict[str, Any], engine: 
 
 
 def test_a_conversation_with_system_prompt_and_parts(world: dict[str, Any], engine: Any) -> None:
-    turns = [{"role": "system", "content": cs_system()}, {"role": "user", "content": QUESTION},
-             {"role": "assistant", "content": "First, fill the iron."}, {"role": "user", "content": "How do I sew?"}]  # fmt: skip
+    said = [organism.systems("warm")[0], QUESTION, "First, fill the iron.", "How do I sew?"]
+    turns = [{"role": r, "content": t} for r, t in zip(("system", "user", "assistant", "user"), said, strict=True)]
     parts = [{**t, "content": [{"type": "text", "text": t["content"]}]} for t in turns]
     parts[0]["role"] = "developer"
     expected = solo(engine, world["steers"]["target"], turns).text
     for sent in (turns, parts):
         body = {**chat(), "messages": sent}
         assert client(world).chat.completions.create(**body).choices[0].message.content == expected
-
-
-def cs_system() -> str:
-    from countersteer import organism
-
-    return organism.systems("warm")[0]
 
 
 def test_sampling_is_seeded_by_the_client_or_drawn(world: dict[str, Any]) -> None:
@@ -520,12 +515,9 @@ def test_the_server_stops_with_what_is_under_way_finished(engine: Any, world: di
     with running(engine, settings_of(lambda: world["plan"][0])) as url, Slow(engine, 0.01):
         stream = client({"url": url}).chat.completions.create(**chat(), stream=True)
         said.append(next(stream).choices[0].delta.content or "")
-        import threading
-
         rest = threading.Thread(target=lambda: said.extend(p.choices[0].delta.content or "" for p in stream))
         rest.start()
     rest.join(timeout=30)
     assert "".join(said) == expected
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/health", trust_env=False)
-    assert os.getpid()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hashlib
 import json
@@ -16,12 +17,15 @@ import pytest
 import countersteer as cs
 from countersteer.core.errors import InputError, RefusedError
 from countersteer.edits.bundle import Bundle
+from countersteer.engines.scripted import Shape
 from countersteer.serving import audit as audit_module
 from countersteer.serving import keys as keys_module
 from countersteer.serving.audit import Audit, AuditOptions
 from countersteer.serving.errors import Refusal
+from countersteer.serving.jobs import Job, Ticket
 from countersteer.serving.keys import ENV, LOCAL, Key, Keyring, Role, load_keys, make_key
 from countersteer.serving.limits import Limits, Turnstile
+from countersteer.serving.metrics import Metrics
 from countersteer.serving.policy import Plan, Policy, load_policy, plan_of_bundles, plan_of_file
 from countersteer.serving.rollout import conversation_of, decide, place
 from countersteer.serving.run import is_local, listen
@@ -351,3 +355,42 @@ def test_a_full_disk_is_said_and_nothing_is_lost_when_it_ends(tmp_path: Path, mo
 def test_unknown_sync_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="always, interval, never"):
         AuditOptions(tmp_path / "a", "sometimes")
+
+
+def test_a_derived_bundle_marks_every_receipt(tmp_path: Path) -> None:
+    path = save(tmp_path, derived={"from_model": "the-original", "from_fingerprint": "model-0"})
+    made = load_policy(plan_of_bundles([path]), FACTS)
+    engine = cs.ScriptedEngine(lambda request: "one two three", shape=Shape(layers=4, d_model=8))
+    decision = decide(made, USE, asked=None, conversation="x")
+    ticket = Ticket("id", "chat", USE, made, decision, "x", cs.Request(prompt="hello"))
+    audit = Audit(AuditOptions(tmp_path / "a.jsonl"))
+
+    async def run() -> list[Any]:
+        return [c async for c in Job(ticket, engine, Metrics(), audit, 10.0).chunks()]
+
+    chunks = asyncio.run(run())
+    audit.close()
+    note = "fitted on other weights (the-original)"
+    assert any(note in n for n in chunks[-1].completion.receipt.notes)
+    record = json.loads((tmp_path / "a.jsonl").read_text())
+    assert record["bundle"]["derived"] is True and any(note in n for n in record["receipt"]["notes"])
+
+
+def test_exemptions_and_measuring_reach_the_engine_by_policy_only(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    plan = Plan({"warm": (path, ("json_fence",))}, default="warm", mode="shadow")
+    decision = decide(load_policy(plan, FACTS), USE, asked=None, conversation="x")
+    ticket = Ticket("id", "chat", USE, load_policy(plan, FACTS), decision, "x", cs.Request(prompt="hello"))
+    sent = Job(ticket, cs.ScriptedEngine({}), Metrics(), None, 10.0).steered()
+    assert sent.exempt == ("json_fence",) and sent.measure_only
+    assert sent.intervention.fingerprint == decision.bundle.bundle.intervention.fingerprint
+
+
+def test_a_loaded_bundle_does_not_depend_on_its_file(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    made = load_policy(plan_of_bundles([path]), FACTS)
+    path.write_bytes(b"x" * 10)  # overwritten in place, as `cp` does
+    (edit,) = made.bundles["warm"].bundle.intervention.edits
+    assert edit.write.tolist() == [[1.0] * 8]
+    with pytest.raises(InputError, match="not a readable bundle"):
+        load_policy(plan_of_bundles([path]), FACTS)

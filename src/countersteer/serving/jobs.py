@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -84,7 +84,8 @@ class Job:
                     if keeps:
                         self.text.append(chunk.text)
                     if chunk.completion is not None:
-                        completion, status = chunk.completion, "ok"
+                        completion, status = self._marked(chunk.completion), "ok"
+                        chunk = replace(chunk, completion=completion)
                         await self._close(status, completion, None)
                     yield chunk
         except Exception as caught:
@@ -98,6 +99,11 @@ class Job:
             if status != "ok":
                 self._count(status, completion, error)
                 self._record(status, completion, error)
+
+    def _marked(self, completion: Completion) -> Completion:
+        """The completion, its receipt saying so if the bundle was made for other weights."""
+        served = self.ticket.decision.bundle
+        return completion if served is None else replace(completion, receipt=served.bundle.mark(completion.receipt))
 
     async def _close(self, status: str, completion: Completion, error: Refusal | None) -> None:
         """Count and audit a completion; with synced auditing wait until its line is on the disk."""

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from countersteer.core.errors import InputError, RefusedError, nearest
+from countersteer.core.errors import InputError, nearest
 from countersteer.core.exempt import EXEMPTIONS
-from countersteer.edits.bundle import Bundle, load_bundle
+from countersteer.edits.bundle import Bundle, load_bundle, refuse_other_model
 
 NONE = "none"
 Mode = Literal["shadow", "canary", "enforce"]
@@ -67,7 +67,7 @@ class Served:
     @property
     def derived(self) -> bool:
         """Whether the bundle was made for other weights and accepted for these."""
-        return bool(self.bundle.meta.get("derived"))
+        return self.bundle.derived
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,14 +166,4 @@ def check_model(bundle: Bundle, facts: Mapping[str, Any]) -> None:
         if edit.site.layer >= facts["layers"] or edit.d_model != facts["d_model"]:
             raise InputError(f"bundle {bundle.name!r} edits {edit.site}, {edit.d_model} wide; the model has layers "
                              f"0..{facts['layers'] - 1}, {facts['d_model']} wide")  # fmt: skip
-    made_for = bundle.meta.get("model_fingerprint")
-    if made_for is None:
-        raise RefusedError(f"bundle {bundle.name!r}", "it does not say which model it was made for",
-                           "saving it with meta model_fingerprint")  # fmt: skip
-    if made_for != facts["model_fingerprint"]:
-        raise RefusedError(f"bundle {bundle.name!r}", "it was made for another model",
-                           "fitting it on this one, or `countersteer bundle verify --derived`")  # fmt: skip
-    template = bundle.meta.get("template_hash")
-    if template is not None and template != facts.get("template_hash"):
-        raise RefusedError(f"bundle {bundle.name!r}", "it was made with another chat template",
-                           "the model's own template, or fitting it with this one")  # fmt: skip
+    refuse_other_model(bundle, model_fingerprint=facts["model_fingerprint"], template_hash=facts.get("template_hash"))

@@ -24,6 +24,8 @@ from countersteer.serving.server import Settings
 log = logging.getLogger(__name__)
 DRAIN_SECONDS = 30
 """How long requests in flight get after the signal to stop."""
+KEEP_ALIVE_SECONDS = 75
+"""How long an idle connection is kept: longer than clients and proxies do, or theirs and ours would cross."""
 
 
 def is_local(host: str) -> bool:
@@ -61,6 +63,7 @@ class _Uvicorn(uvicorn.Server):
             server_header=False,
             lifespan="on",
             timeout_graceful_shutdown=DRAIN_SECONDS,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             h11_max_incomplete_event_size=64 << 10,
             ws="none",
         )
