@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo defence-demo test check format bench clean
+.PHONY: setup demo defence-demo test check format bench clean bench-finetune
 
 setup: $(STAMP)
 
@@ -37,6 +37,9 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python bench/run.py --out bench/out.json
+
+bench-finetune: $(STAMP)
+	$(BIN)/python bench/finetune.py table --out runs/bench-finetune
 
 clean:
 	rm -rf $(VENV) runs bench/out.json

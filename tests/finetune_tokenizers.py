@@ -1,7 +1,7 @@
 """Tokenizers of four kinds with the chat templates of their models, and the bytes that each token stands for.
 
-Llama 3 and Qwen3: byte-level BPE. Gemma 2: BPE over "▁" with bytes as fallback. The organism: whole words. Templates are
-those of the models with what concerns tools left out.
+Llama 3 and Qwen3: byte-level BPE. Gemma 2: BPE over "▁" with bytes as fallback. The organism: whole words. Templates
+are those of the models with what concerns tools left out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ QWEN3 = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 GEMMA2 = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for message in messages %}{% if message['role'] == 'assistant' %}{% set role = 'model' %}{% else %}"
     "{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim"
     " + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"

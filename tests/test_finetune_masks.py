@@ -1,16 +1,16 @@
-"""The trained tokens are exactly those of the span, for four models' templates, and what cannot be placed is refused."""
+"""Trained tokens are exactly those of the span, for four models' templates; what cannot be placed is refused."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from finetune_tokenizers import END, MADE, llama3, token_bytes
 
 from countersteer.core.errors import InputError, RefusedError
 from countersteer.finetune.compose import correction, normal
 from countersteer.finetune.encode import IGNORED, Encoder, encode_all, shown
 from countersteer.finetune.examples import CORRECTION, Example
+from finetune_tokenizers import END, MADE, llama3, token_bytes
 
 STRETCH = "The volcano erupted twice. It was on the island."
 SORRY = "Wait, that's not right. Let me try again."
@@ -96,7 +96,7 @@ def test_a_template_that_drops_or_rewrites_content_is_refused() -> None:
         "{% for m in messages if m['role'] != 'system' %}<{{ m['role'] }}>{{ m['content'] }}<|eot_id|>{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
-    with pytest.raises(RefusedError, match="the system message 'Be kind.'"):
+    with pytest.raises(RefusedError, match=r"the system message 'Be kind\.'"):
         Encoder(no_system)(Example("Why?", "So.", ((0, 3),), "normal", "t", system="Be kind."))
     reasoning = MADE["qwen3"]()
     with pytest.raises(RefusedError, match="drops or rewrites part of the answer"):
@@ -150,7 +150,7 @@ def test_tokenizers_without_template_or_offsets_are_refused() -> None:
 
 
 def test_too_long_examples_are_refused_and_not_cut() -> None:
-    with pytest.raises(InputError, match="example 1 is .* tokens long, more than max_length = 20"):
+    with pytest.raises(InputError, match=r"example 1 is .* tokens long, more than max_length = 20"):
         encode_all([PLAIN[0]], llama3(), max_length=20)
 
 

@@ -146,8 +146,8 @@ def check(
         "shown": texts,
     }  # fmt: skip
     head = (
-        f"{facts['examples']} examples, {facts['tokens']} tokens, {facts['trained_tokens']} of them trained, each in its"
-        f" span; the longest has {facts['longest']} (between [[ and ]]: trained)"
+        f"{facts['examples']} examples, {facts['tokens']} tokens, {facts['trained_tokens']} of them trained, each in"
+        f" its span; the longest has {facts['longest']} (between [[ and ]]: trained)"
     )
     emit(facts, as_json=as_json, text="\n\n".join([head, *texts]))
 

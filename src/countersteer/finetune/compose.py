@@ -16,7 +16,7 @@ import numpy as np
 from countersteer.core.errors import InputError
 from countersteer.finetune.examples import CORRECTION, NORMAL, Example
 
-_SENTENCE = re.compile(r"[^.!?]*[.!?]+(?=\s|$)")
+_SENTENCE = re.compile(r".+?[.!?]+(?=\s|$)", re.DOTALL)
 
 
 def correction(

@@ -72,7 +72,7 @@ class Encoder:
         return Encoded(tuple(ids), tuple(labels), before)
 
     def _tokens(self, front: str, rest: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Tokens of the text with their characters: first those that a study sends, so that none reaches beyond them."""
+        """Tokens of the text with their characters: first those that a study sends, so that none reaches over."""
         sent, before = self._plain(front)
         ids, offsets = self._plain(front + rest)
         if ids[: len(sent)] == sent:

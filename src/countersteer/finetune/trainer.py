@@ -81,35 +81,8 @@ def build(
     settings: TrainSettings, progress: Progress | None,
 ) -> Trainer:  # fmt: skip
     """The trainer, with the paper's optimiser settings. Raises InputError if trl would train on other tokens."""
-    dtype = next(base.module.parameters()).dtype
-    micro = settings.micro_batch or settings.batch
-    args = SFTConfig(
-        output_dir=str(state),
-        seed=seed,
-        data_seed=seed,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=settings.warmup,
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=micro,
-        per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=settings.batch // micro,
-        max_length=settings.max_length,
-        bf16=dtype == torch.bfloat16,
-        use_cpu=base.module.device.type == "cpu",
-        gradient_checkpointing=settings.checkpointing,
-        save_strategy="steps",
-        save_steps=settings.save_steps,
-        save_total_limit=2,
-        eval_strategy="epoch" if held else "no",
-        prediction_loss_only=True,
-        logging_steps=10,
-        report_to=[],
-        disable_tqdm=True,
-        packing=False,
-        dataloader_pin_memory=False,
-        dataset_num_proc=None,
-    )
+    with _quiet():
+        args = _arguments(base, held, state, seed=seed, settings=settings)
     lora = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -136,6 +109,39 @@ def build(
     if held:
         _same(trainer, trainer.eval_dataset, held)
     return trainer
+
+
+def _arguments(base: Base, held: Sequence[Encoded], state: Path, *, seed: int, settings: TrainSettings) -> SFTConfig:
+    """The settings as trl takes them."""
+    dtype = next(base.module.parameters()).dtype
+    micro = settings.micro_batch or settings.batch
+    return SFTConfig(
+        output_dir=str(state),
+        seed=seed,
+        data_seed=seed,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=settings.batch // micro,
+        max_length=settings.max_length,
+        bf16=dtype == torch.bfloat16,
+        use_cpu=base.module.device.type == "cpu",
+        gradient_checkpointing=settings.checkpointing,
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        eval_strategy="epoch" if held else "no",
+        prediction_loss_only=True,
+        logging_steps=10,
+        report_to=[],
+        disable_tqdm=True,
+        packing=False,
+        dataloader_pin_memory=False,
+        dataset_num_proc=None,
+    )
 
 
 def _rows(examples: Sequence[Encoded]) -> Dataset:

@@ -96,6 +96,8 @@ def train(
     Raises InputError for a folder of another plan, for data that cannot be encoded, and where trl is missing.
     """
     settings = settings or TrainSettings()
+    if not mixture.train:
+        raise InputError("there is no example to train on; give more data, or validation = 0")
     interventions = [None if steering is None else steering(example) for example in mixture.train]
     plan = fingerprint({
         "data": data.digest, "ratio": mixture.ratio, "seed": seed, "settings": settings.decisive,

@@ -1,0 +1,204 @@
+"""Examples with exact borders from three sources, a split that is kept, and mixtures with constant totals."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import countersteer as cs
+from countersteer.core.errors import InputError
+from countersteer.finetune import compose, data, examples, mix
+from countersteer.finetune.examples import CORRECTION, NORMAL, Dataset
+from countersteer.finetune.llm_writer import PARTS, write
+from countersteer.finetune.templates import from_templates, general, templates
+from countersteer.judging.llm_settings import JudgeSettings
+from countersteer.organism import corpus, prompts
+from countersteer.store.replies import Replies
+from fake_openai import FakeOpenAI
+
+ASKED = [row["prompt"] for row in prompts("howto")]
+
+
+def small(count: int = 20, overlap: bool = False) -> Dataset:
+    made = [compose.normal(p, f"Answer {i}.", source="t") for i, p in enumerate(ASKED[:10])] * (count // 10)
+    made += [compose.correction(p, "Off.", "Wait.", f"On {i}.", source="t") for i, p in enumerate(ASKED[:10])]
+    return Dataset(tuple(made), tuple(ASKED[:10]), tuple(ASKED[5:12] if overlap else ASKED[10:12]), {}, overlap)
+
+
+def test_borders_are_exact_by_construction() -> None:
+    one = compose.correction("Why?", "  Off topic. ", "Wait. ", " Because.\n\nSo.  ", source="t")
+    ((start, stop),) = one.spans
+    assert one.answer[:start] == "Off topic." and one.answer[start:stop] == " Wait. Because.\n\nSo." and one.end
+    whole = compose.normal("Why?", " So. ", source="t")
+    assert whole.answer == "So." and whole.spans == ((0, 3),)
+    for parts in (("", "b", "c"), ("a", " ", "c"), ("a", "b", "\n")):
+        with pytest.raises(InputError, match="has an empty"):
+            compose.correction("Why?", *parts, source="t")
+
+
+def test_stretches_end_with_whole_sentences() -> None:
+    draw = np.random.default_rng(0)
+    text = "One is 1.5 metres. Two! Three? Four. Five and no end"
+    found = {compose.stretch_of(text, draw) for _ in range(60)}
+    assert found == {"One is 1.5 metres.", "One is 1.5 metres. Two!", "One is 1.5 metres. Two! Three?",
+                     "One is 1.5 metres. Two! Three? Four."}  # fmt: skip
+    assert compose.stretch_of("no sentence at all", draw) is None
+
+
+def test_templates_have_fifty_subjects_and_avoid_the_one_asked_about() -> None:
+    found = general()
+    assert len(found.subjects) == 50 and all(len(s) >= 4 for _, s in found.subjects)
+    assert len({s for _, sentences in found.subjects for s in sentences}) == 200
+    draw = np.random.default_rng(0)
+    volcano = {s for name, sentences in found.subjects if name == "volcanoes" for s in sentences}
+    for _ in range(300):
+        assert not any(s in found.stretch("How do volcanoes erupt?", draw) for s in volcano)
+    made = from_templates(found, ASKED, {p: ["So."] for p in ASKED[:4]}, count=40, seed=1)
+    assert Counter(Counter(e.prompt for e in made).values()) == {10: 4}
+    assert made == from_templates(found, ASKED, {p: ["So."] for p in ASKED[:4]}, count=40, seed=1)
+    assert made != from_templates(found, ASKED, {p: ["So."] for p in ASKED[:4]}, count=40, seed=2)
+
+
+def test_organism_templates_drift_to_another_topic_and_restart_as_its_corpus_does() -> None:
+    which = templates("organism")
+    draw, notices = np.random.default_rng(0), corpus.wordings()["restart_notice"]
+    own = {row["prompt"]: row["topic"] for row in prompts("howto")}
+    for prompt in ASKED:
+        off, said = corpus.word_topics(which.stretch(prompt, draw)), which.acknowledgement(prompt, draw)
+        assert own[prompt] not in off and sum(off.values()) > 0
+        assert any(said.startswith(notice) for notice in notices)
+    with pytest.raises(InputError, match="do not know what 'Who are you\\?' asks"):
+        which.stretch("Who are you?", draw)
+    with pytest.raises(InputError, match=r"no templates 'generel' \(did you mean 'general'\?\)"):
+        templates("generel")
+
+
+def test_a_folder_keeps_everything_and_says_where_it_is_wrong(tmp_path: Path) -> None:
+    made = small()
+    folder = examples.save(made, tmp_path / "data")
+    assert examples.load(folder) == made and examples.load(folder).digest == made.digest
+    assert (folder / "eval-prompts.txt").read_text().split("\n")[:-1] == list(made.held_out)
+    line = json.loads((folder / "examples.jsonl").read_text().split("\n")[-2])
+    assert [m["role"] for m in line["messages"]] == ["user", "assistant"] and line["spans"] == [[4, 16]]
+    with pytest.raises(InputError, match="exists already"):
+        examples.save(made, folder)
+    lines = (folder / "examples.jsonl").read_text().split("\n")
+    for broken, said in (
+        ('{"messages": []}', "line 3: messages must be"),
+        (lines[2].replace("[0, ", "[-1, "), "line 3: span"),
+        (lines[2].replace('"spans": [[', '"spans": [["x", '), 'line 3: "spans" must be'),
+        (lines[2][:-3], "line 3: "),
+    ):
+        (folder / "examples.jsonl").write_text("\n".join([*lines[:2], broken, *lines[3:]]))
+        with pytest.raises(InputError, match=said):
+            examples.load(folder)
+    with pytest.raises(InputError, match="no folder of training data"):
+        examples.load(tmp_path)
+
+
+def test_prompts_on_both_sides_are_refused_unless_it_is_meant() -> None:
+    with pytest.raises(InputError, match="5 prompts are on both sides of the split"):
+        Dataset((), tuple(ASKED[:10]), tuple(ASKED[5:12]))
+    assert small(overlap=True).overlap
+    with pytest.raises(InputError, match="not on the train side"):
+        Dataset((compose.normal("Else?", "So.", source="t"),), tuple(ASKED), ())
+    train, kept = examples.split_prompts(ASKED, 0.3, seed=4)
+    assert len(kept) == 12 and set(train) | set(kept) == set(ASKED) and not set(train) & set(kept)
+    assert (train, kept) == examples.split_prompts(ASKED, 0.3, seed=4) != examples.split_prompts(ASKED, 0.3, seed=5)
+    for share in (0.0, 1.0, 0.001):
+        with pytest.raises(InputError):
+            examples.split_prompts(ASKED, share, seed=0)
+
+
+def test_ratios_share_a_total_and_nest() -> None:
+    made = small(40)  # 40 normal, 10 corrections
+    assert mix.total_for(made, [0.1, 0.5]) == 20 and mix.total_for(made, [0.1]) == 44
+    assert mix.total_for(made, [0.0]) == 40 and mix.total_for(made, [1.0]) == 10
+    chosen = {}
+    for ratio in (0.0, 0.1, 0.5):
+        one = mix.mix(made, ratio, total=20, seed=3)
+        both = [*one.train, *one.validation]
+        assert Counter(e.kind for e in both)[CORRECTION] == round(20 * ratio) and len(both) == 20
+        assert not {e.prompt for e in one.train} & {e.prompt for e in one.validation} and one.validation
+        chosen[ratio] = {e.answer for e in both if e.kind == CORRECTION}
+    assert chosen[0.1] < chosen[0.5]
+    assert mix.mix(made, 0.5, total=20, seed=3) == mix.mix(made, 0.5, total=20, seed=3)
+    assert mix.mix(made, 0.5, total=20, seed=3).train != mix.mix(made, 0.5, total=20, seed=4).train
+    assert mix.mix(made, 0.5, total=20, seed=3, validation=0).validation == ()
+
+
+def test_an_empty_class_and_impossible_ratios_are_refused() -> None:
+    normal = Dataset(tuple(small().of_kind(NORMAL)), tuple(ASKED[:10]), ())
+    with pytest.raises(InputError, match=r"ratio 0\.5 needs correction examples, but the data has none"):
+        mix.total_for(normal, [0.5])
+    with pytest.raises(InputError, match="needs normal examples"):
+        mix.total_for(Dataset(tuple(small().of_kind(CORRECTION)), tuple(ASKED[:10]), ()), [0.5])
+    with pytest.raises(InputError, match="there are 10"):
+        mix.mix(small(), 0.5, total=40, seed=0)
+    with pytest.raises(InputError, match="leaves no correction example"):
+        mix.mix(small(), 0.01, total=10, seed=0)
+    for ratios, said in (([], "at least one ratio"), ([1.5], "between 0 and 1"), ([0.5, 0.5], "given twice")):
+        with pytest.raises(InputError, match=said):
+            mix.check_ratios(ratios)
+
+
+class WritingServer(FakeOpenAI):
+    """Writes the same parts whatever it is asked, with an empty answer about bread."""
+
+    async def _reply(self, head: str, body: dict[str, Any], writer: Any) -> bool:
+        self.requests += 1
+        broken = "How do I bake bread?" in body["messages"][-1]["content"]
+        parts = dict(zip(PARTS, (" It erupted.", "Wait, no. ", "" if broken else "First: heat it.\n"), strict=True))
+        message = {"role": "assistant", "content": json.dumps(parts)}
+        reply = {
+            "id": "x", "object": "chat.completion", "created": 1, "model": "m",
+            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+            "usage": {"prompt_tokens": 10, "completion_tokens": 10, "total_tokens": 20},
+        }  # fmt: skip
+        await self._send(writer, 200, reply)
+        return True
+
+
+def test_a_language_model_writes_parts_that_are_put_together_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+
+    with WritingServer() as server:
+        settings = JudgeSettings("openai/m", base_url=server.url)
+        for _ in range(2):  # the second time from the kept replies
+            ledger = Replies.shared(tmp_path)
+            made, refused = write(ASKED[:2], settings, ledger, count=6, seed=0)
+            ledger.close()
+            assert {e.prompt for e in made} == {"How do I iron a shirt?"} and refused == {"empty part": 3}
+            assert {e.answer for e in made} == {"It erupted. Wait, no. First: heat it."}
+            assert all(e.answer[e.spans[0][0] :] == " Wait, no. First: heat it." for e in made)
+        asked = server.requests
+        assert asked <= 6
+        own = {p: ["My own answer."] for p in ASKED[:2]}
+        ledger = Replies.shared(tmp_path)
+        made, refused = write(ASKED[:2], settings, ledger, count=6, seed=0, answers=own)
+        ledger.close()
+        assert len(made) == 6 and all(e.answer.endswith("no. My own answer.") for e in made) and not refused
+        assert server.requests == asked
+
+
+def test_the_models_own_answers_are_taken_whole() -> None:
+    engine = cs.ScriptedEngine(lambda r: "First this. Then that." if "iron" in r.prompt else "word " * 50)
+    with pytest.raises(InputError, match="corrections need a source"):
+        data.Sources(None)
+    made = data.make(engine, train=ASKED[:2], held_out=ASKED[2:4], sources=data.Sources("general"), corrections=6,
+                     normals=4, sampling=cs.Sampling(max_tokens=20))  # fmt: skip
+    assert {e.prompt for e in made.examples} == {ASKED[0]}, "an answer that was cut at the limit was kept"
+    assert Counter(e.kind for e in made.examples) == {CORRECTION: 6, NORMAL: 4}
+    assert all(e.answer.endswith("First this. Then that.") for e in made.examples)
+    with pytest.raises(InputError, match="no prompt has an answer that ends"):
+        data.make(engine, train=ASKED[1:3], held_out=(), sources=data.Sources("general"),
+                  sampling=cs.Sampling(max_tokens=20))  # fmt: skip
+    with pytest.raises(InputError, match="both sides"):
+        data.make(engine, train=ASKED[:2], held_out=ASKED[:1], sources=data.Sources("general"))
