@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -9,16 +10,21 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 import studies_world as world
 from countersteer.core.errors import StoreError
+from countersteer.core.trial import Grade
+from countersteer.report.summary import summarise
 from countersteer.store import Run, RunRefusedError, database, export, schema
 from countersteer.studies import runner, spec
 
 HERE = Path(__file__).parent
+DATA = HERE / "data"
+VERSIONS = sorted(int(file.stem.split("-")[1]) for file in DATA.glob("schema-*.sql"))
 ARMS = "[arms.base]\nstrength = 3.0\n[arms.unsteered]\nstrength = 0\n"
 
 
@@ -181,33 +187,74 @@ def test_a_database_of_a_newer_version_is_refused_untouched(tmp_path: Path) -> N
     assert file.read_bytes() == content
 
 
-@pytest.mark.parametrize("version", range(1, len(schema.MIGRATIONS)))
-@pytest.mark.parametrize("finished", [True, False])
-def test_a_database_of_every_older_version_is_brought_up_to_date(tmp_path: Path, version: int, finished: bool) -> None:
-    """The tables that later migrations made are taken out again, which is what that version wrote."""
-    path = world.study(tmp_path, arms=ARMS)
-    loaded = spec.load(path)
-    with runner.run_study(loaded, tmp_path / "run", tools=lambda _: world.tools(tmp_path / "sae")):
-        pass
-    whole = exported(tmp_path / "run", tmp_path / "whole.jsonl")
-    blank = sqlite3.connect(":memory:")
-    for migration in schema.MIGRATIONS[:version]:
-        for statement in migration.statements:
-            blank.execute(statement)
-    known = {name for (name,) in blank.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    with sqlite3.connect(tmp_path / "run" / "run.db") as db:
-        for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-            if name not in known and not name.startswith("sqlite_"):
-                db.execute(f"DROP TABLE {name}")
-        db.execute(f"PRAGMA user_version = {version}")
-        if not finished:
-            db.execute("UPDATE facts SET value = 'false' WHERE name = 'finished'")
-            db.execute("DELETE FROM completions WHERE key IN (SELECT key FROM trials WHERE ordinal > 5)")
-    with runner.run_study(loaded, tmp_path / "run", tools=lambda _: world.tools(tmp_path / "sae")) as run:
+def tables(db: sqlite3.Connection) -> dict[str, str]:
+    return dict(db.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
+
+
+def written_by(version: int, folder: Path) -> Path:
+    """A run as the version with this schema wrote it."""
+    folder.mkdir()
+    with closing(sqlite3.connect(folder / "run.db")) as db:
+        db.executescript((DATA / f"schema-{version}.sql").read_text())
+        study = json.loads(db.execute("SELECT value FROM facts WHERE name = 'study'").fetchone()[0])
+    (folder / "study.toml").write_text(study)
+    return folder
+
+
+def test_every_schema_that_was_ever_written_has_its_run() -> None:
+    assert VERSIONS[-1] == len(schema.MIGRATIONS), "the schema grew: run tests/schema_fixture.py and commit its files"
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.executescript((DATA / f"schema-{VERSIONS[-1]}.sql").read_text())
+        kept = tables(db)
+    with closing(sqlite3.connect(":memory:")) as db:
+        schema.migrate(db, Path("memory"))
+        assert tables(db) == kept, "a migration was changed after a version had written it"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_run_of_every_older_version_reads_as_that_version_read_it(tmp_path: Path, version: int) -> None:
+    folder = written_by(version, tmp_path / "run")
+    with closing(sqlite3.connect(folder / "run.db")) as db:
+        count = {
+            name: db.execute(f"SELECT COUNT(*) FROM {name}").fetchone()[0] for name in ("refs", "latents", "grades")
+        }
+    expected = (DATA / f"schema-{version}.jsonl").read_text()
+    assert exported(folder, tmp_path / "a.jsonl") == expected and expected.count("\n") == 27
+    with Run.open(folder, write=True) as run:
         assert run.finished and run.judging()["requests"] == 0
-    with sqlite3.connect(tmp_path / "run" / "run.db") as db:
-        assert db.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS)
-    assert exported(tmp_path / "run", tmp_path / "again.jsonl") == whole
+        assert (len(run.references()), len(run.latents())) == (count["refs"], count["latents"]) == (8, 3)
+        assert summarise(run)["arms"]["base"]["trials"] == 9
+        run.add_grade("How?", None, "So.", Grade("ok", (), "another"), judge="another")
+        assert run.grade("How?", None, "So.", judge="another")["status"] == "ok"
+        run.replies.end(run.replies.begin("k", "j", 0.5), "refused", 0.0)
+    with closing(sqlite3.connect(folder / "run.db")) as db, closing(sqlite3.connect(":memory:")) as blank:
+        schema.migrate(blank, Path("memory"))
+        assert tables(db) == tables(blank) and schema.version(db) == len(schema.MIGRATIONS)
+        assert db.execute("SELECT COUNT(*) FROM grades").fetchone()[0] == count["grades"] + 1
+    assert exported(folder, tmp_path / "b.jsonl") == expected
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_unfinished_run_in_an_older_schema_goes_on(tmp_path: Path, version: int) -> None:
+    """A run of this program in the tables of the older one: its study and its judge have to be this program's."""
+    loaded = spec.load(world.study(tmp_path, arms=ARMS))
+    with runner.run_study(loaded, tmp_path / "whole", tools=lambda _: world.tools(tmp_path / "sae")):
+        pass
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with closing(sqlite3.connect(folder / "run.db", isolation_level=None)) as db:
+        dump = (DATA / f"schema-{version}.sql").read_text()
+        db.executescript("".join(part + ";" for part in dump.split(";\n") if part.lstrip().startswith("CREATE")))
+        db.execute("ATTACH ? AS whole", (str(tmp_path / "whole" / "run.db"),))
+        for (name,) in db.execute("SELECT name FROM main.sqlite_master WHERE type = 'table'").fetchall():
+            db.execute(f"INSERT INTO main.{name} SELECT * FROM whole.{name}")
+        db.execute("UPDATE facts SET value = 'false' WHERE name = 'finished'")
+        gone = "SELECT key FROM trials WHERE ordinal > 5"
+        assert db.execute(f"DELETE FROM completions WHERE key IN ({gone})").rowcount > 5
+        db.execute(f"PRAGMA user_version = {version}")
+    with runner.run_study(loaded, folder, tools=lambda _: world.tools(tmp_path / "sae")) as run:
+        assert run.finished
+    assert exported(folder, tmp_path / "a") == exported(tmp_path / "whole", tmp_path / "b")
 
 
 def test_a_file_system_without_a_working_log_gets_a_rollback_journal_under_an_exclusive_lock(
