@@ -1,9 +1,11 @@
 """The table "Fine-tuning" of bench/RESULTS.md, and the throughput of training against a plain trl run.
 
     python bench/finetune.py table --out runs/bench-finetune     # preset:finetune-organism, 4 ratios x 3 seeds
+    python bench/finetune.py seed --seed 1 --out ...             # one seed of it, in a process of its own
     python bench/finetune.py speed                               # same batches, with our masks and without
 
-`table` goes on where it was interrupted and writes the table between the marks of bench/RESULTS.md.
+`table` goes on where it was interrupted and writes the table between the marks of bench/RESULTS.md. Each seed is a study
+of its own, so that three processes may share the work first.
 """
 
 from __future__ import annotations
@@ -22,24 +24,24 @@ RATIOS, SEEDS = (0.1, 0.3, 0.6, 0.9), (0, 1, 2)
 BEGIN, END = "<!-- fine-tuning: written by bench/finetune.py -->", "<!-- end of fine-tuning -->"
 
 
-def study() -> Any:
-    """The preset with the table's ratios and seeds."""
+def study(seed: int) -> Any:
+    """The preset with the table's ratios and one of its seeds."""
     from countersteer.studies import spec
 
     text = spec.preset("finetune-organism")
-    text, changed = re.subn(r"^ratios = .*$", f"ratios = {list(RATIOS)}\nseeds = {list(SEEDS)}", text, flags=re.M)
+    text, changed = re.subn(r"^ratios = .*$", f"ratios = {list(RATIOS)}\nseeds = [{seed}]", text, flags=re.M)
     assert changed == 1
-    return spec.parse(text, name="bench-finetune")
+    return spec.parse(text, name=f"bench-finetune, seed {seed}")
 
 
-def run(out: Path) -> dict[str, Any]:
-    """Data, adapters and the study; the summary of the run."""
+def run(seed: int, out: Path) -> dict[str, Any]:
+    """Data, adapters and the study of one seed; the summary of the run."""
     from countersteer.cli.progress import watch
     from countersteer.finetune.recipe import prepare
     from countersteer.report.summary import summarise
     from countersteer.studies.runner import run_study
 
-    loaded = study()
+    loaded = study(seed)
     with watch("base") as observer:
         prepare(loaded, out, observer=observer)
         with run_study(loaded, out, observer=observer) as done:
@@ -56,7 +58,7 @@ def rate(data: dict[str, Any] | None, *, interval: bool = True) -> str:
     return text
 
 
-def table(result: dict[str, Any]) -> str:
+def table(results: dict[int, dict[str, Any]]) -> str:
     """The table as Markdown: base, then one row per ratio and seed."""
     rows = [
         "| share of corrections | seed | first attempt | multi-attempt %, steered | of those, last attempt better %"
@@ -76,11 +78,11 @@ def table(result: dict[str, Any]) -> str:
         ]
         return f"| {name} | {seed} | {' | '.join(cells)} |"
 
-    arms = result["arms"]
-    rows.append(row("no training", "", arms["base"], arms["unsteered"]))
+    first = next(iter(results.values()))["arms"]
+    rows.append(row("no training", "", first["base"], first["unsteered"]))
     for ratio in RATIOS:
-        for seed in SEEDS:
-            level = f"{ratio:g}-seed{seed}"
+        for seed, result in results.items():
+            arms, level = result["arms"], f"{ratio:g}"
             rows.append(row(f"{ratio:.0%}", str(seed), arms[f"tuned@{level}"], arms[f"tuned-unsteered@{level}"]))
     return "\n".join(rows)
 
@@ -154,8 +156,9 @@ def speed(pairs: int, steps: int) -> dict[str, Any]:
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("table", "speed"))
+    parser.add_argument("part", choices=("table", "seed", "speed"))
     parser.add_argument("--out", type=Path, default=Path("runs/bench-finetune"))
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--steps", type=int, default=30)
     given = parser.parse_args()
@@ -163,9 +166,10 @@ def main() -> None:
         print(json.dumps(speed(given.pairs, given.steps)))
         return
     start = time.monotonic()
-    result = run(given.out)
-    given.out.joinpath("summary.json").write_text(json.dumps(result), encoding="utf-8")
-    written(table(result))
+    seeds = (given.seed,) if given.part == "seed" else SEEDS
+    results = {seed: run(seed, given.out / f"seed-{seed}") for seed in seeds}
+    if given.part == "table":
+        written(table(results))
     print(f"done in {time.monotonic() - start:.0f} s")
 
 
