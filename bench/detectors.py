@@ -1,4 +1,4 @@
-"""Speed and memory of experiments: the detector search over 65,536 latents, and the report of 100,000 trials.
+"""Speed and memory of the detector search over 65,536 latents.
 
 Prints one JSON object. The search is set beside the bare matrix product over the same residuals, interleaved; memory is
 the peak of a process of its own for few and for many tokens.
@@ -6,9 +6,7 @@ the peak of a process of its own for few and for many tokens.
 
 from __future__ import annotations
 
-import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -64,8 +62,8 @@ def search(folder: Path, texts: int) -> dict[str, float]:
             h @ bare[:, start : start + 4096]
         theirs.append(time.process_time() - began)
     ratio = [b / a for a, b in zip(ours, theirs, strict=True)]
-    return {"search_s": statistics.median(ours), "product_s": statistics.median(theirs),
-            "share_of_bare_product": statistics.median(ratio)}  # fmt: skip
+    return {"detectors_search_s": statistics.median(ours), "detectors_product_s": statistics.median(theirs),
+            "detectors_share_of_bare_product": statistics.median(ratio)}  # fmt: skip
 
 
 def peak(folder: Path, texts: int) -> int:
@@ -93,45 +91,14 @@ def separation(pairs: int) -> float:
     return time.process_time() - began
 
 
-def report(trials: int) -> dict[str, float]:
-    """Wall seconds and peak bytes of `countersteer report --json` over a planted run."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-    import report_runs as planted
-
-    draw = np.random.default_rng(0)
-    arms: dict[str, list[Any]] = {}
-    for arm in range(10):
-        rows = []
-        for i in range(trials // 10):
-            scores = (20.0, 60.0) if draw.random() < 0.08 else (30.0,)
-            rows.append(planted.T(i % 500, f"p{i % 38}", scores, text=f"Fold the towel {i}. "))
-        arms["base" if arm == 0 else f"arm{arm}"] = rows
-    with tempfile.TemporaryDirectory() as folder:
-        planted.plant(Path(folder) / "run", planted.Planted(arms)).close()
-        command = [sys.executable, "-m", "countersteer", "report", str(Path(folder) / "run"), "--json"]
-        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-        began = time.monotonic()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wall = time.monotonic() - began
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return {"report_s": wall, "report_cpu_s": after.ru_utime - before, "report_peak_bytes": after.ru_maxrss * 1024}
-
-
 def main() -> None:
-    """Everything, or only what is named."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--only", choices=("search", "report"))
-    parser.add_argument("--trials", type=int, default=100_000)
-    given = parser.parse_args()
+    """Everything, as one JSON object."""
     out: dict[str, Any] = {}
-    if given.only != "report":
-        with tempfile.TemporaryDirectory() as folder:
-            sae = make_sae(Path(folder) / "sae")
-            out |= search(sae, 40)
-            out |= {"peak_bytes_20_texts": peak(sae, 20), "peak_bytes_200_texts": peak(sae, 200)}
-        out["separation_s"] = separation(240)
-    if given.only != "search":
-        out |= report(given.trials)
+    with tempfile.TemporaryDirectory() as folder:
+        sae = make_sae(Path(folder) / "sae")
+        out |= search(sae, 40)
+        out |= {"detectors_peak_bytes_20_texts": peak(sae, 20), "detectors_peak_bytes_200_texts": peak(sae, 200)}
+    out["detectors_separation_s"] = separation(240)
     print(json.dumps(out))
 
 
