@@ -257,6 +257,29 @@ def test_an_unfinished_run_in_an_older_schema_goes_on(tmp_path: Path, version: i
     assert exported(folder, tmp_path / "a") == exported(tmp_path / "whole", tmp_path / "b")
 
 
+def test_a_run_begun_before_a_setting_existed_goes_on_but_not_with_another_value(tmp_path: Path) -> None:
+    loaded = spec.load(world.study(tmp_path, arms=ARMS))
+    with runner.run_study(loaded, tmp_path / "run", tools=lambda _: world.tools(tmp_path / "sae")):
+        pass
+    whole = exported(tmp_path / "run", tmp_path / "a")
+    assert "derangements = 5\n" in loaded.text
+
+    def keep(text: str) -> None:
+        with sqlite3.connect(tmp_path / "run" / "run.db") as db:
+            db.execute("UPDATE facts SET value = ? WHERE name = 'study'", (json.dumps(text),))
+            db.execute("UPDATE facts SET value = 'false' WHERE name = 'finished'")
+            db.execute("DELETE FROM completions WHERE key IN (SELECT key FROM trials WHERE ordinal > 5)")
+
+    keep(loaded.text.replace("derangements = 5\n", ""))
+    with runner.run_study(loaded, tmp_path / "run", tools=lambda _: world.tools(tmp_path / "sae")) as run:
+        assert run.finished and "derangements" not in run.study
+    assert exported(tmp_path / "run", tmp_path / "b") == whole
+    for other in ("derangements = 6\n", "derangement = 5\n"):
+        keep(loaded.text.replace("derangements = 5\n", other))
+        with pytest.raises(RunRefusedError, match="run of another study"):
+            runner.run_study(loaded, tmp_path / "run", tools=lambda _: world.tools(tmp_path / "sae"))
+
+
 def test_a_file_system_without_a_working_log_gets_a_rollback_journal_under_an_exclusive_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

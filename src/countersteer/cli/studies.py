@@ -62,8 +62,9 @@ def _run(study: str, out: Path, *, as_json: bool, in_flight: int = 64, **more: A
     from countersteer.cli.progress import watch
     from countersteer.cli.results import show
     from countersteer.studies import runner, setup, spec
+    from countersteer.studies.begun import as_begun
 
-    loaded = spec.load(study)
+    loaded = as_begun(spec.load(study), out)
     finished = setup.open_run(loaded, out)
     if finished is not None and more.get("retry_status"):
         finished.close()

@@ -21,6 +21,7 @@ from countersteer.store import Planned, Run, RunRefusedError
 from countersteer.store.begin import begin_from
 from countersteer.studies import measure, plan, selection
 from countersteer.studies.arms import Arm, order
+from countersteer.studies.begun import as_begun
 from countersteer.studies.calibrate import calibrate
 from countersteer.studies.drive import drive
 from countersteer.studies.experiments import Experiments
@@ -61,7 +62,8 @@ def run_study(
     statuses = check_statuses(retry_status)
     check(spec.settings.judge, options or JudgeOptions())
     if calibration is not None:
-        begin_from(calibration, out, study=spec.text)
+        begin_from(calibration, out, study=as_begun(spec, calibration).text)
+    spec = as_begun(spec, out)
     finished = open_run(spec, out)
     if finished is not None and not statuses:
         return finished
