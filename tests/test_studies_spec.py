@@ -113,12 +113,19 @@ BAD = {
     BASE + '[arms.x]\nadapter = "finetune"': "needs a [finetune] section",
     BASE.replace("[arms.base]\n", '[arms.base]\nadapter = "a"\n'): "the base arm, which takes no adapter",
     BASE + "[finetune]\nratios = [1.2]": "shares of self-correction examples between 0 and 1",
+    BASE + '[engine]\nurls = ["http://a"]': 'urls belongs to kind = "vllm"',
+    BASE + '[engine]\nkind = "vllm"\nurls = []': "[engine] urls",
+    BASE + '[engine]\nkind = "vllm"\nurls = ["http://me:pw@a"]': "urls must not hold a password",
+    BASE + '[engine]\nkind = "vllm"\nurls = ["http://a"]\ndtype = "float32"': "dtype was decided where",
+    BASE + '[engine]\nkind = "vllm"\ndevice = "cpu"': "device is vLLM's own choice",
+    BASE + '[engine]\nkind = "vllm"\nadapter = "a"': "adapter",
+    BASE + "[engine]\nkind = \"vllm\"\ntensor_parallel_size = 0": "[engine] tensor_parallel_size",
     BASE + "x =": "not valid TOML",
     "study = 3\n[arms.base]": "[study] should be",
 }
 LATER = {
-    BASE + '[engine]\nkind = "vllm"': "vllm",
-    BASE + '[engine]\nurls = ["http://a"]': "urls",
+    BASE + '[engine]\ndevice_map = "auto"': "device_map",
+    BASE + '[arms.x]\nmodel = "other"': "[arms.x] model",
 }
 
 

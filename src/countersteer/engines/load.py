@@ -1,31 +1,87 @@
-"""`load_engine`: an engine by the name of its model."""
+"""`load_engine`: an engine by the name of its model, or by the addresses of servers."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from countersteer.core.errors import InputError, RefusedError
+from countersteer.core.errors import InputError, RefusedError, nearest
+
+VLLM = "vllm:"
+PLACES = 32
+KEY = "VLLM_API_KEY"
+"""The environment variable that holds the servers' key when `api_key` is not given; vLLM's servers read it too."""
 
 
 def load_engine(
-    model: Any, *, dtype: str | None = None, device: str | None = None, places: int = 32,
+    model: Any = None, *, dtype: str | None = None, device: str | None = None, places: int | None = None,
     adapter: str | os.PathLike[str] | None = None, adapters: Mapping[str, str | os.PathLike[str]] | None = None,
+    template: str | None = None, urls: Sequence[str] | None = None, api_key: str | None = None, **vllm: Any,
 ) -> Any:  # fmt: skip
-    """The embedded engine for a folder, a Hugging Face id, "organism", or a transformers model already in memory.
+    """The embedded engine for a folder, a Hugging Face id, "organism", or a transformers model already in memory;
+    vLLM in this process for "vllm:MODEL"; steered vLLM servers for `urls`.
 
-    dtype: float32 (default), bfloat16, float16 or float64 (exactness). device: cpu or cuda. `places` is how many
-    requests decode together. `adapter`: a LoRA folder under every request; `adapters`: folders by name, for requests
-    that name one. Raises InputError or RefusedError, also for an adapter of another model.
+    dtype: float32 (the embedded engine's default), bfloat16, float16 or float64 (exactness). device: cpu or cuda.
+    `places` is how many requests decode together (32). `adapter`: a LoRA folder under every request; `adapters`:
+    folders by name, for requests that name one. `template`: a variation of the chat template (`text.TEMPLATES`).
+
+    "vllm:MODEL" also takes `layers`, `rows`, `readouts`, `capture_layers` and `lanes` (see
+    `engines.vllm.engine.load_vllm`) and vLLM's own options, such as `tensor_parallel_size=8`. With `urls`, `model` may
+    be left out, else the servers must serve it; `api_key` is theirs ($VLLM_API_KEY unless given).
+    Raises InputError or RefusedError, also for an adapter of another model; EngineError if vLLM does not start.
     """
+    _check_template(template)
+    if urls is not None:
+        given = {"dtype": dtype, "device": device, "places": places, "adapter": adapter, "adapters": adapters}
+        given = {**given, "template": template, **vllm}
+        _refuse(given, "with urls", "the servers were started with their own: leave it out")
+        return _remote(model, urls, api_key)
+    if api_key is not None:
+        raise InputError("api_key is for servers: give it together with urls")
+    if model is None:
+        raise InputError("load_engine needs a model, or urls=['http://host:8000', ...]")
+    if isinstance(model, str) and model.startswith(VLLM):
+        _refuse({"device": device}, "with vLLM", "vLLM takes the machine's own: leave it out")
+        if adapter or adapters:
+            raise RefusedError("an adapter with vLLM", "it was not proven with one", "merging it into the weights")
+        if places is not None:
+            vllm["max_num_seqs"] = places
+        if dtype is not None:
+            vllm["dtype"] = dtype
+        if template is not None:
+            vllm["template"] = template
+        return _vllm(model.removeprefix(VLLM), vllm)
+    _refuse(vllm, "of the embedded engine", "vLLM's options go with a model 'vllm:MODEL'")
+    return _embedded(model, dtype, device, PLACES if places is None else places, adapter, adapters, template)
+
+
+def _refuse(given: Mapping[str, Any], where: str, instead: str) -> None:
+    """Raise InputError for options that this kind of engine does not take."""
+    names = [name for name, value in given.items() if value is not None and value != {}]
+    if names:
+        raise InputError(f"{', '.join(names)} is no option {where}; {instead}")
+
+
+def _check_template(name: str | None) -> None:
+    """Raises InputError for a variation of the chat template that does not exist."""
+    if name is not None:
+        from countersteer.engines.embedded.text import TEMPLATES
+
+        if name not in TEMPLATES:
+            raise InputError(f"no template {name!r}{nearest(name, TEMPLATES)}; known: {', '.join(TEMPLATES)}")
+
+
+def _embedded(
+    model: Any, dtype: str | None, device: str | None, places: int, adapter: Any, adapters: Any, template: str | None
+) -> Any:
     from countersteer.engines.embedded.engine import EmbeddedEngine
     from countersteer.engines.embedded.model import load_model, verified
 
     if isinstance(model, str):
-        if model.startswith("vllm:"):
-            raise RefusedError("a vLLM engine", "it is not part of this version", "the embedded engine: drop 'vllm:'")
-        loaded = load_model(model, dtype=dtype, device=device)
+        loaded = replace(load_model(model, dtype=dtype, device=device), template=template)
         return EmbeddedEngine(_with(loaded, adapter, adapters), places=places, adapters=adapters)
     if isinstance(model, tuple) and len(model) == 2:
         module, tokenizer = model
@@ -35,7 +91,7 @@ def load_engine(
         raise InputError(f"an engine is loaded from a name or a transformers model, got {type(model).__name__}")
     if dtype is not None or device is not None:
         raise InputError("a model in memory keeps its dtype and device: move it first, then load the engine")
-    loaded = verified(module, tokenizer)
+    loaded = replace(verified(module, tokenizer), template=template)
     return EmbeddedEngine(_with(loaded, adapter, adapters), places=places, adapters=adapters)
 
 
@@ -48,3 +104,44 @@ def _with(model: Any, adapter: Any, adapters: Any) -> Any:
     from countersteer.engines.embedded.adapter import adapted
 
     return adapted(model, adapter)
+
+
+def _vllm(model: str, options: dict[str, Any]) -> Any:
+    if not model:
+        raise InputError("'vllm:' needs a model after it, such as 'vllm:meta-llama/Llama-3.1-8B-Instruct'")
+    from countersteer.engines.vllm.engine import load_vllm
+
+    return load_vllm(model, **options)
+
+
+def _remote(model: Any, urls: Sequence[str], api_key: str | None) -> Any:
+    from countersteer.engines.vllm.remote import load_remote
+
+    if model is not None and not isinstance(model, str):
+        raise InputError("with urls the model is on the servers: leave it out, or name it")
+    engine = load_remote(urls, api_key=api_key or os.environ.get(KEY))
+    try:
+        if model is not None:
+            _same_model(model.removeprefix(VLLM), engine)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def _same_model(model: str, engine: Any) -> None:
+    """Raise InputError unless the servers serve `model`: by its weights where they are here, else by its name."""
+    folder = Path(model)
+    if model == "organism":
+        from countersteer import organism
+
+        folder = Path(organism.path())
+    served = str(engine.describe().get("model"))
+    if folder.is_dir():
+        from countersteer.engines.embedded.fingerprint import folder_fingerprint
+
+        if folder_fingerprint(folder) == engine.model_fingerprint:
+            return
+        raise InputError(f"the servers serve {served!r}, whose weights are not those of {model}")
+    if served != model:
+        raise InputError(f"the servers serve {served!r}, not {model!r}: name the model as they do")

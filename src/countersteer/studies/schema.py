@@ -58,13 +58,18 @@ class Section(BaseModel):
 
 
 class StudySection(Section):
-    """What is studied. `steer_layer` and `read_layer` are the SAE's own layer unless given."""
+    """What is studied. `steer_layer` and `read_layer` are the SAE's own layer unless given.
+
+    template: "esr-reference" sends prompts as the ESR paper's code does in its Llama runs, with BOS and the assistant
+    header twice; the model's own chat template unless given.
+    """
 
     kind: Literal["esr"] = "esr"
     model: Text
     sae: Text
     steer_layer: Layer | None = None
     read_layer: Layer | None = None
+    template: Literal["esr-reference"] | None = None
     span: SpanText = "all"
     seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
 
@@ -72,13 +77,28 @@ class StudySection(Section):
 class EngineSection(Section):
     """Where responses come from. dtype and device: None leaves the engine's own choice, which the header records.
 
-    adapter: a LoRA folder under every response of the study, the unsteered references included.
+    adapter: a LoRA folder under every response of the study, the unsteered references included. The rest is for kind
+    "vllm": `urls` of steered servers, or else how vLLM is started here.
     """
 
-    kind: Literal["embedded"] = "embedded"
+    kind: Literal["embedded", "vllm"] = "embedded"
     dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
     device: Text | None = None
     adapter: Text | None = None
+    urls: tuple[Text, ...] | None = Field(default=None, strict=False, min_length=1)
+    tensor_parallel_size: Count | None = None
+    pipeline_parallel_size: Count | None = None
+    max_model_len: Count | None = None
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    quantization: Text | None = None
+    enforce_eager: bool | None = None
+    rows: Count | None = None
+
+    @property
+    def started(self) -> dict[str, Any]:
+        """The options with which vLLM is started here, of those that were given."""
+        names = set(EngineSection.model_fields) - {"kind", "dtype", "device", "adapter", "urls"}
+        return {name: getattr(self, name) for name in sorted(names) if getattr(self, name) is not None}
 
 
 class LatentsSection(Section):
@@ -217,8 +237,6 @@ class Study(Section):
 
 LATER: dict[tuple[str, ...], str] = {
     ("engine", "device_map"): "load the model on one device",
-    ("engine", "urls"): 'use kind = "embedded"',
-    ("engine", "tensor_parallel_size"): 'use kind = "embedded"',
     ("arms", "*", "model"): "run a second study with the other model",
     ("arms", "*", "judge"): "run a second study with the other judge",
 }

@@ -5,6 +5,7 @@ A run remembers what it was begun with. Going on with another model, SAE or prom
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,11 @@ class Tools:
     close: bool = False
 
 
+URLS = "COUNTERSTEER_URLS"
+"""Environment variable with addresses, separated by commas, that take the place of a study's [engine] urls: a run whose
+servers have moved goes on with it."""
+PLACES = 64
+"""Requests that vLLM decodes together, as many as a study keeps in flight."""
 ADAPTERS = "adapters"
 """Where a run keeps the adapters that its study's [finetune] section trained."""
 
@@ -43,11 +49,29 @@ def load_tools(spec: Spec, *, out: str | Path | None = None) -> Tools:
     study, settings = spec.settings.study, spec.settings.engine
     sae = cs.load_sae(study.sae)
     check_latents(spec, sae)
+    if settings.kind == "vllm":
+        return Tools(_vllm(spec, sae), sae, close=True)
     engine = cs.load_engine(
         study.model, dtype=settings.dtype, device=settings.device, adapter=settings.adapter,
-        adapters=adapters_of(spec, out=out),
+        adapters=adapters_of(spec, out=out), template=study.template,
     )  # fmt: skip
     return Tools(engine, sae, close=True)
+
+
+def _vllm(spec: Spec, sae: Any) -> Any:
+    """The servers that a study names, or vLLM in this process, ready for the layers that the study reads."""
+    import countersteer as cs
+
+    study, settings = spec.settings.study, spec.settings.engine
+    urls = [u for u in os.environ.get(URLS, "").split(",") if u] or settings.urls
+    if urls is not None:
+        return cs.load_engine(study.model, urls=urls, template=study.template)
+    given = settings.started
+    if settings.rows is not None:
+        given["rows"] = (settings.rows,)
+    read = sorted({*layers(spec, sae), *(arm.layer for arm in spec.arms if arm.layer is not None)})
+    options: dict[str, Any] = {"dtype": settings.dtype, "template": study.template, **given}
+    return cs.load_engine(f"vllm:{study.model}", capture_layers=tuple(read), places=PLACES, **options)
 
 
 def adapters_of(spec: Spec, *, out: str | Path | None = None) -> dict[str, Path]:

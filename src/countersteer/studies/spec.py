@@ -112,9 +112,6 @@ def _refuse_later(data: dict[str, Any], name: str) -> None:
     def later(what: str, instead: str) -> RefusedError:
         return RefusedError(f"{name}: {what}", "it is not part of this version", instead)
 
-    engine = data.get("engine")
-    if isinstance(engine, dict) and engine.get("kind") == "vllm":
-        raise later('[engine] kind = "vllm"', 'kind = "embedded"')
     for where, instead in LATER.items():
         section = data.get(where[0])
         if not isinstance(section, dict):
@@ -169,6 +166,7 @@ def _changed(section: Any, **values: Any) -> Any:
 def _check(settings: Study, name: str) -> None:
     """What no single section can know."""
     Sampling(**settings.sampling.model_dump())
+    _check_engine(settings, name)
     calibration = settings.calibration
     if not calibration.low < calibration.centre < calibration.high:
         raise InputError(
@@ -186,6 +184,26 @@ def _check(settings: Study, name: str) -> None:
     ids = settings.latents.ids
     if ids is not None and (not ids or len(set(ids)) != len(ids)):
         raise InputError(f"{name}: [latents] ids must name at least one latent and each once")
+
+
+def _check_engine(settings: Study, name: str) -> None:
+    """What goes with which kind of engine."""
+    engine = settings.engine
+    if engine.kind == "embedded":
+        for key in ("urls", *engine.started):
+            if getattr(engine, key) is not None:
+                raise InputError(f'{name}: [engine] {key} belongs to kind = "vllm"; leave it out, or say so')
+        return
+    adapters = [engine.adapter, *(arm.adapter for arm in settings.arms.values())]
+    if any(adapters) or settings.finetune is not None:
+        raise RefusedError(f"{name}: an adapter on vLLM", "it was not proven with one", 'kind = "embedded"')
+    if engine.device is not None:
+        raise InputError(f"{name}: [engine] device is vLLM's own choice; leave it out")
+    if any("@" in url for url in engine.urls or ()):
+        raise InputError(f"{name}: [engine] urls must not hold a password: the servers' key is $VLLM_API_KEY")
+    alone = [key for key in ("dtype", *engine.started) if getattr(engine, key) is not None]
+    if engine.urls is not None and alone:
+        raise InputError(f"{name}: [engine] {alone[0]} was decided where the servers were started; leave it out")
 
 
 def _one_line(error: ValidationError) -> str:

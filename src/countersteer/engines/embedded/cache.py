@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer, get_layer_types_and_kwargs
+from transformers import cache_utils
+from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
 
 BUCKET = 64
 PLAIN = ("full_attention", "sliding_attention", "chunked_attention", "dummy")
@@ -88,6 +89,11 @@ class _SlotLayer(CacheLayerMixin):
         return -1
 
 
+def _empty() -> Any:
+    """The layer of a decoder layer that keeps nothing; transformers 5.19 has none and never asks for one."""
+    return cache_utils.DummyLayer()
+
+
 class SlotCache(Cache):
     """The cache of a whole decoder: `places` requests, any lengths. Only plain attention layers (`PLAIN`)."""
 
@@ -98,13 +104,15 @@ class SlotCache(Cache):
         types, kwargs = get_layer_types_and_kwargs(config)
         self.types = types
         self.windows = [k.get("sliding_window") for k in kwargs]
-        super().__init__(layers=[DummyLayer() if t == "dummy" else _SlotLayer(self) for t in types])
+        super().__init__(layers=[_empty() if t == "dummy" else _SlotLayer(self) for t in types])
         self.reserve(BUCKET)
 
     @staticmethod
     def supports(config: Any) -> str | None:
         """Why this cache cannot hold a model of `config`, or None if it can."""
         types, _ = get_layer_types_and_kwargs(config)
+        if len(types) < int(getattr(config, "num_hidden_layers", 0)):  # as transformers 5.19 lists shared layers
+            return "some layers share the keys and values of others"
         strange = sorted(set(types) - set(PLAIN))
         if strange:
             return f"layers of type {', '.join(strange)} keep more than keys and values"

@@ -2,6 +2,7 @@
 
 GET  /v1/countersteer              facts of the server and the names of its interventions
 PUT  /v1/countersteer/interventions[?name=NAME]   a bundle file; answers its fingerprint. Names never change
+POST /v1/countersteer/encode       a request; its token ids
 POST /v1/countersteer/generate     a request; lines of JSON: pieces, then the completion with receipt and readouts
 POST /v1/countersteer/forward      a teacher-forced pass; answers a safetensors file
 Ordinary completions steer too: `vllm_xargs={"countersteer": "NAME"}`. With an API key (`--api-key`) every path needs
@@ -62,6 +63,7 @@ class SteerEndpoint:
         app.router.routes += [
             Route(PATH, self._guarded(self.facts), methods=["GET"]),
             Route(f"{PATH}/interventions", self._guarded(self.register, needs_key=True), methods=["PUT"]),
+            Route(f"{PATH}/encode", self._guarded(self.encode), methods=["POST"]),
             Route(f"{PATH}/generate", self._guarded(self.generate), methods=["POST"]),
             Route(f"{PATH}/forward", self._guarded(self.forward), methods=["POST"]),
         ]
@@ -121,6 +123,10 @@ class SteerEndpoint:
         if name := request.query_params.get("name"):
             session.store.name(name, key)
         return JSONResponse({"fingerprint": key})
+
+    async def encode(self, request: HttpRequest, session: Session) -> Response:
+        """The token ids of a request's prompt."""
+        return JSONResponse({"tokens": session.encode(request_from_json(await _json(request), None))})
 
     async def generate(self, request: HttpRequest, session: Session) -> Response:
         """Lines of JSON, the last one the completion or the error."""

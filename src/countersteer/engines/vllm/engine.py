@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import shutil
@@ -13,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from countersteer.core.errors import CountersteerError, EngineError, InputError, RefusedError
+from countersteer.core.errors import CountersteerError, EngineError, InputError, RefusedError, nearest
 from countersteer.core.fingerprint import fingerprint
 from countersteer.core.request import Chunk, Completion, Request
 from countersteer.engines.vllm.private import CONFIG_KEY
@@ -59,8 +60,11 @@ def process_environment(store: Path) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def read_facts(config: Any, name: str, workers: Sequence[Mapping[str, Any]]) -> Facts:
-    """What a session must know, from vLLM's configuration and its workers. Raises InputError."""
+def read_facts(config: Any, name: str, workers: Sequence[Mapping[str, Any]], *, template: str | None = None) -> Facts:
+    """What a session must know, from vLLM's configuration and its workers. Raises InputError.
+
+    `template`: a variation of the chat template, by name.
+    """
     from transformers import AutoTokenizer, GenerationConfig
     from transformers.utils import cached_file
     from vllm import __version__ as version
@@ -82,7 +86,8 @@ def read_facts(config: Any, name: str, workers: Sequence[Mapping[str, Any]]) -> 
     except OSError:
         ends |= _ids(getattr(model.hf_text_config, "eos_token_id", None))
     ends |= _ids(getattr(tokenizer, "eos_token_id", None))
-    template = getattr(tokenizer, "chat_template", None)
+    chat = getattr(tokenizer, "chat_template", None)
+    cache = str(config.cache_config.cache_dtype)
     first = workers[0]
     return Facts(
         name=name,
@@ -96,10 +101,12 @@ def read_facts(config: Any, name: str, workers: Sequence[Mapping[str, Any]]) -> 
         dtype=str(first["dtype"]),
         device=str(first["device"]),
         table_bytes=max(int(w["table_bytes"]) for w in workers),
+        template=template,
         more={
             "architecture": ", ".join(model.architectures or ()),
-            "template_hash": fingerprint(template) if template else None,
-            "quantisation": model.quantization,
+            "template_hash": fingerprint([chat, template] if template else chat) if chat else None,
+            "quantisation": model.quantization if cache == "auto" else f"{model.quantization}, keys {cache}",
+            **({"template": template} if template else {}),
             "tensor_parallel": config.parallel_config.tensor_parallel_size,
             "pipeline_parallel": config.parallel_config.pipeline_parallel_size,
             "compiled": not model.enforce_eager,
@@ -288,12 +295,14 @@ def load_vllm(
     readouts: int = 32,
     capture_layers: Sequence[int] = (),
     lanes: int = 512,
+    template: str | None = None,
     **options: Any,
 ) -> VllmEngine:
     """Start vLLM on a folder, a Hugging Face id or "organism" and steer it.
 
     `layers` can be edited or read (all by default); `rows` per layer, one entry per step of `order`; `readouts` per
-    layer; `capture_layers` for `forward(capture=...)` and gates. Other options are vLLM's own (`dtype`,
+    layer; `capture_layers` for `forward(capture=...)` and gates; `template`: a
+    variation of the chat template. Other options are vLLM's own (`dtype`,
     `tensor_parallel_size`, `pipeline_parallel_size`, `max_model_len`, `enforce_eager`, ...).
     Raises InputError, RefusedError, EngineError.
     """
@@ -311,6 +320,9 @@ def load_vllm(
         from countersteer import organism
 
         source = str(organism.path())
+    known = set(inspect.signature(AsyncEngineArgs).parameters)
+    for name in sorted(set(options) - known):
+        raise InputError(f"vLLM has no option {name!r}{nearest(name, known)}")
     chosen = engine_options(settings, {"disable_log_stats": True, **options})
     given = os.environ.get(ENV)
     if given:
@@ -319,13 +331,16 @@ def load_vllm(
     store, bridge = Store(folder), Bridge("countersteer-vllm")
 
     async def start() -> tuple[Any, Session]:
-        config = AsyncEngineArgs(model=source, **chosen).create_engine_config()
+        try:
+            config = AsyncEngineArgs(model=source, **chosen).create_engine_config()
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"vLLM refuses {model}: {' '.join(str(error).split())[:300]}") from error
         check_config(config)
         check_layers(settings, int(config.model_config.hf_text_config.num_hidden_layers))
         llm = AsyncLLM.from_vllm_config(config, disable_log_stats=bool(chosen["disable_log_stats"]))
         try:
             workers = await Session.workers(llm, store)
-            facts = read_facts(llm.vllm_config, model, workers)
+            facts = read_facts(llm.vllm_config, model, workers, template=template)
         except BaseException:
             llm.shutdown()
             raise

@@ -78,6 +78,8 @@ def check_config(config: Any) -> None:
         refuse("kv_sharing_fast_prefill", "it skips layers for prompt tokens", "leaving it off")
     if config.model_config.enable_sleep_mode:
         refuse("sleep mode", "the tables would be lost with the memory it frees", "leaving it off")
+    if config.model_config.hf_overrides:
+        refuse("hf_overrides", "the model's fingerprint does not know them", "a config.json that holds them")
     if config.model_config.runner_type != "generate":
         refuse("a pooling model", "there is no response to steer", "a model that generates")
     if config.lora_config is not None:

@@ -129,6 +129,18 @@ class RemoteEngine:
             return [tensors[f"input.{i}"] for i in range(len(inputs))]
         return [[tensors[f"input.{i}.{j}"] for j in range(len(capture))] for i in range(len(inputs))]
 
+    def encode(self, request: Request) -> list[int]:
+        """The token ids of a request's prompt, by the servers' tokenizer. Raises InputError, EngineError."""
+        _check(request)
+        body = request_to_json(request, None, [])
+
+        async def on(server: Server) -> list[int]:
+            ids: list[int] = (await self._send(server, "POST", f"{PATH}/encode", json=body)).json()["tokens"]
+            return ids
+
+        out: list[int] = self.bridge.start(self._anywhere(on)).result()
+        return out
+
     def register(self, intervention: Intervention, name: str) -> str:
         """Give an intervention a name on every server, for good; returns its fingerprint."""
 
@@ -279,6 +291,9 @@ def load_remote(urls: Sequence[str], *, api_key: str | None = None, timeout: flo
     """
     if isinstance(urls, str) or not urls:
         raise InputError("urls takes a list of servers: urls=['http://host:8000', ...]")
+    for url in urls:
+        if not str(url).startswith(("http://", "https://")):
+            raise InputError(f"{str(url)!r} is no address of a server: give one such as http://host:8000")
     servers = [Server(str(u).rstrip("/")) for u in urls]
     bridge = Bridge("countersteer-remote")
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}

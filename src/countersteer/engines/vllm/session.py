@@ -46,6 +46,7 @@ class Facts:
     dtype: str
     device: str
     table_bytes: int = 0
+    template: str | None = None
     more: dict[str, Any] = field(default_factory=dict)
 
 
@@ -77,7 +78,7 @@ class Session:
 
     def encode(self, request: Request) -> list[int]:
         """The token ids of a request's prompt. Raises InputError."""
-        ids = encode_request(request, self.facts.tokenizer)
+        ids = encode_request(request, self.facts.tokenizer, template=self.facts.template)
         if min(ids) < 0 or max(ids) >= self.facts.vocab:
             raise InputError(f"token ids must lie in 0..{self.facts.vocab - 1}")
         return ids
