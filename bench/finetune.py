@@ -4,8 +4,8 @@
     python bench/finetune.py seed --seed 1 --out ...             # one seed of it, in a process of its own
     python bench/finetune.py speed                               # same batches, with our masks and without
 
-`table` goes on where it was interrupted and writes the table between the marks of bench/RESULTS.md. Each seed is a study
-of its own, so that three processes may share the work first.
+`table` goes on where it was interrupted and writes the table between the marks of bench/RESULTS.md. Each seed is a
+study of its own, so that three processes may share the work first.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ def test_a_language_model_writes_parts_that_are_put_together_exactly(
     monkeypatch.setenv("OPENAI_API_KEY", "none")
 
     with WritingServer() as server:
-        settings = JudgeSettings("openai/m", base_url=server.url)
+        settings = JudgeSettings("openai/gpt-4o", base_url=server.url)
         for _ in range(2):  # the second time from the kept replies
             ledger = Replies.shared(tmp_path)
             made, refused = write(ASKED[:2], settings, ledger, count=6, seed=0)

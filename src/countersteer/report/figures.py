@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from countersteer.report.experiment_figures import compared, detectors, traced
+from countersteer.report.finetune_figures import dose_response
 from countersteer.report.svg import COLOURS, draw, inline
 from countersteer.report.words import NAMES
 from countersteer.store.errors import one_line
@@ -44,6 +45,7 @@ def figures(run: RunReader, result: Mapping[str, Any]) -> list[Figure]:
         ("dose", "Dose and response", _DOSE, dose(run, result)),
         ("levels", "Strength against resistance", _LEVELS, levels(result)),
         ("strengths", "Calibrated strengths", _STRENGTHS, strengths(run)),
+        ("finetuned", "Trained self-correction", _FINETUNED, dose_response(result)),
         ("compared", "Every arm against what it is compared with", _COMPARED, compared(result)),
         ("detectors", "Latents that tell a mismatched answer", _DETECTORS, detectors(result)),
         ("traced", "Activations around the correction", _TRACED, traced(result)),
@@ -53,6 +55,10 @@ def figures(run: RunReader, result: Mapping[str, Any]) -> list[Figure]:
     return made
 
 
+_FINETUNED = (
+    "Share of self-correction examples in training against what the tuned model does on the study's prompts; 0 is"
+    " the untrained model. Dots are adapters with 95% intervals, the line their mean."
+)
 _COMPARED = "Paired difference in multi-attempt rate with its 95% interval; dashed is no difference."
 _DETECTORS = "The latents of highest AUC; dashed is the 95% point of the largest AUC under the permutation null."
 _TRACED = "Mean activation of the traced latents by tokens from the correction, with 95% bootstrap intervals."
@@ -187,7 +193,7 @@ def levels(result: Mapping[str, Any]) -> Any:
     """Multi-attempt and ESR rate, and first-attempt score, against the multiple of the calibrated strength."""
     import altair as alt
 
-    extra = ("suffix", "prefix", "system", "clamp", "strength")
+    extra = ("suffix", "prefix", "system", "clamp", "strength", "adapter")
     base = result["arms"].get(result["base"], {}).get("settings", {})
     arms = [
         arm for arm in result["arms"].values()

@@ -42,6 +42,7 @@ def questions(result: Mapping[str, Any]) -> list[Said]:
         Said("Does it hold for other prompts and other directions?", _elsewhere(result)),
         Said("What do the latents do around a correction?", _trace(result)),
         Said("Do responses recover when read as a whole?", _whole(result)),
+        Said("Can self-correction be trained in?", _trained(result)),
         Said("Do judges agree?", _judges(result)),
     ]
     # each answer is empty where the run has no such arm
@@ -202,6 +203,25 @@ def _whole(result: Mapping[str, Any]) -> str:
         f"{n}: {number('esr', m['value'])} {limits('esr', m['interval'])} of {m['n']:,}" for n, m in rated[:MOST_ARMS]
     )
     return f"Of the multi-attempt responses ({found['rule']}, by {found['judge']}): {told}. {found['caution']}"
+
+
+def _trained(result: Mapping[str, Any]) -> str:
+    arms = _arms(result, lambda s: s.get("adapter") and s.get("steered"))
+    if not arms:
+        return ""
+    parts = []
+    for name, arm in arms:
+        better, above = arm["improvement"], arm["recovery"]
+        text = shift(result, name)
+        if better and better["value"] is not None:
+            text += f", of which {number('esr', better['value'])} of {better['n']:,} end better"
+        if above and above["value"] is not None:
+            text += f" ({number('multi_attempt', above['value'], sign=True)} against a fresh attempt)"
+        parts.append(text)
+    return (
+        f"Multi-attempt rate under steering: {'; '.join(parts)}. More restarts are not yet correction: only what lies"
+        " above a fresh attempt is."
+    )
 
 
 def _judges(result: Mapping[str, Any]) -> str:
