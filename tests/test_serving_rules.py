@@ -26,6 +26,7 @@ from countersteer.serving.jobs import Job, Ticket
 from countersteer.serving.keys import ENV, LOCAL, Key, Keyring, Role, load_keys, make_key
 from countersteer.serving.limits import Limits, Turnstile
 from countersteer.serving.metrics import Metrics
+from countersteer.serving.policies import Policies
 from countersteer.serving.policy import Plan, Policy, load_policy, plan_of_bundles, plan_of_file
 from countersteer.serving.rollout import conversation_of, decide, place
 from countersteer.serving.run import is_local, listen
@@ -394,3 +395,19 @@ def test_a_loaded_bundle_does_not_depend_on_its_file(tmp_path: Path) -> None:
     assert edit.write.tolist() == [[1.0] * 8]
     with pytest.raises(InputError, match="not a readable bundle"):
         load_policy(plan_of_bundles([path]), FACTS)
+
+
+def test_a_mode_that_the_engine_does_not_have_is_refused_before_it_is_taken(tmp_path: Path) -> None:
+    engine = cs.ScriptedEngine(lambda request: "one two three", shape=Shape(layers=4, d_model=8), name="no-shadow")
+    facts = engine.describe() | {"model_fingerprint": engine.model_fingerprint}
+    engine.describe = lambda: facts  # type: ignore[method-assign]
+    path = save(tmp_path, model_fingerprint=engine.model_fingerprint, template_hash=None)
+    given = {"bundles": {"warm": (path, ())}, "default": "warm"}
+    with pytest.raises(InputError, match="measure_only is refused"):
+        Policies(engine, lambda: Plan(**given, mode="shadow"))
+    with pytest.raises(InputError, match="exempt stretches is refused"):
+        Policies(engine, lambda: Plan({"warm": (path, ("tool_call",))}, default="warm"))
+    served = Policies(engine, lambda: Plan(**given))
+    with pytest.raises(InputError, match="measure_only is refused"):
+        asyncio.run(served.rollout("shadow", None))
+    assert served.current.mode == "enforce" and served.current.number == 1

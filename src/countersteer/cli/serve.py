@@ -51,6 +51,7 @@ def serve(
     name: Name = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="LoRA folder under every request.")] = None,
     places: Annotated[int, typer.Option(min=1, max=4096, help="Requests decoded together.")] = 32,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one answer.")] = 4096,
     per_minute: Annotated[int, typer.Option(min=1, help="Requests a minute and key.")] = 600,
@@ -93,11 +94,13 @@ def serve(
         audit=AuditOptions(audit, audit_sync, audit_text) if audit is not None else None,
         name=name or Path(model).name,
     )
-    plan()
+    for path, _ in plan().bundles.values():
+        if not path.is_file():  # known before the model is loaded
+            raise InputError(f"bundle {path} does not exist")
     if not check:
         listen(host, port, settings).close()  # a taken port is known before the model is loaded
     verbose()
-    with load_engine(model, dtype=dtype, device=device, places=places) as engine:
+    with load_engine(model, dtype=dtype, device=device, places=places, adapter=adapter) as engine:
         if check:
             data = {
                 "model": settings.name,

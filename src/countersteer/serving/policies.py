@@ -59,11 +59,15 @@ class Policies:
             return self._take(known[0])
 
     async def rollout(self, mode: str | None, share: float | None) -> Policy:
-        """Change mode or share until the next reload."""
+        """Change mode or share until the next reload. Raises InputError for a mode that the engine does not have."""
         async with self._changing:
             given = {"mode": mode, "share": share}
             changes = {k: v for k, v in given.items() if v is not None and v != getattr(self.current, k)}
-            return self._take(self.current.numbered(0, **changes)) if changes else self.current
+            if not changes:
+                return self.current
+            new = self.current.numbered(0, **changes)
+            await asyncio.to_thread(self._prove_shadow, new)
+            return self._take(new)
 
     def _take(self, policy: Policy, *, undo: bool = True) -> Policy:
         """Put a policy in force under a new number; `undo`: rollback can come back to the one before."""
@@ -79,15 +83,22 @@ class Policies:
         policy = load_policy(self.plan(), self.facts)
         for served in policy.bundles.values():
             self._prove(served)
+        self._prove_shadow(policy)
         return policy
 
-    def _prove(self, served: Served) -> None:
+    def _prove_shadow(self, policy: Policy) -> None:
+        default = policy.bundles.get(policy.default)
+        if policy.mode == "shadow" and default is not None:
+            self._prove(default, measure_only=True)
+
+    def _prove(self, served: Served, *, measure_only: bool = False) -> None:
         """Generate a few tokens with a bundle, so that an engine which cannot run it says so now."""
         request = Request(
             prompt="Hello",
             template=False,
             intervention=served.bundle.intervention,
             exempt=served.exempt,
+            measure_only=measure_only,
             sampling=Sampling(temperature=0, max_tokens=4),
         )
         try:

@@ -117,7 +117,8 @@ def plan_of_file(path: Path) -> Plan:
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"policy {path}: {where}: {first['msg']}") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read policy {path}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot read policy {path}: {reason}") from error
     bundles = {n: (path.parent / e.path, tuple(e.exempt)) for n, e in data.bundles.items()}
     return Plan(bundles, data.default, data.mode, data.share, tuple(data.choose), data.salt)
 
