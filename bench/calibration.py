@@ -189,6 +189,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=20_000)
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", type=Path, help="of simulate: also write one row per latent, as JSON")
     parser.add_argument("--workers", type=int, default=2)
     for name, default in (("lo", 0.0), ("hi", 3.0), ("centre", 0.8), ("target", 0.3)):
         parser.add_argument(f"--{name}", type=float, default=default)
@@ -215,6 +216,8 @@ def main() -> None:
             result = {name: summarise(part, "world") for name, part in rows.items()}
             everything = [{**row, "latent": f"{name}/{row['latent']}"} for name, part in rows.items() for row in part]
             result["all together"] = summarise(everything, "world")
+            if given.rows:
+                given.rows.write_text(json.dumps(rows) + "\n")
         else:
             options = {name: getattr(given, name) for name in ("lo", "hi", "centre", "target")}
             tables = pool.map(_table, [(given.table, seed, options) for seed in seeds])

@@ -7,7 +7,7 @@ a share of latents that never cross or turn round. A table gives a real model's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,12 @@ from scipy import optimize, special
 from countersteer.core.errors import InputError
 from countersteer.statistics.calibration.base import Calibrator, Estimate, Id
 from countersteer.statistics.groups import Floats
+
+_SHAPES: tuple[Callable[[Floats], Floats], ...] = (
+    lambda z: np.asarray(special.expit(-z)),
+    lambda z: np.asarray(np.exp(-np.exp(np.minimum(0.8 * z - 0.37, 50.0)))),
+    lambda z: np.asarray(-np.expm1(-np.exp(np.minimum(-0.8 * z - 0.37, 50.0)))),
+)
 
 
 class World(Protocol):
@@ -87,11 +93,7 @@ class SimulatedWorld:
         log_strength = np.log(np.maximum(strength, 1e-9))[..., None]
         z = (log_strength - middle) / d["width"][latent]
         # One third logistic, one third falls slowly and ends fast, one third falls fast and ends slowly.
-        falling = (
-            special.expit(-z),
-            np.exp(-np.exp(np.minimum(0.8 * z - 0.37, 50.0))),
-            -np.expm1(-np.exp(np.minimum(-0.8 * z - 0.37, 50.0))),
-        )[int(d["shape"][latent])]
+        falling = _SHAPES[int(d["shape"][latent])](z)
         if kind == 1:
             falling = np.full_like(falling, 0.9)
         elif kind == 2:
