@@ -183,6 +183,31 @@ def test_training_under_steering_is_the_forward_of_a_plain_hook(tmp_path: Path) 
     assert float(loss) == pytest.approx(total / count, rel=1e-5)
 
 
+def test_checkpointing_changes_no_gradient_steered_or_not(tmp_path: Path) -> None:
+    _, tokenizer = talking(0, dtype=torch.float32)
+    (encoded,) = encode_all([corpus().examples[0]], tokenizer)
+    vector = torch.randn(32, generator=torch.Generator().manual_seed(1))
+    for steer in (None, cs.add(cs.direction(vector, layer=0), strength=3.0)):
+        found = []
+        for checkpointing in (False, True):
+            settings = dataclasses.replace(
+                SETTINGS, dropout=0.0, batch=1, micro_batch=None, checkpointing=checkpointing
+            )
+            given = base()
+            trainer = training.make_trainer(given, [encoded], (), tmp_path, seed=0, settings=settings)
+            assert given.module.is_gradient_checkpointing is False
+            if checkpointing:
+                given.module.gradient_checkpointing_enable()
+                assert given.module.is_gradient_checkpointing
+            trainer.steer = TrainingSteer(given.module, [steer])
+            loss = trainer.compute_loss(trainer.model, trainer.data_collator(list(trainer.train_dataset)))
+            loss.backward()
+            trainer.steer.close()
+            found.append({n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None})
+        assert found[0].keys() == found[1].keys() and any(g.abs().sum() > 0 for g in found[0].values())
+        assert all(torch.allclose(found[0][n], found[1][n], atol=1e-7) for n in found[0])
+
+
 def test_a_steered_training_differs_and_says_how_much_was_steered(trained: Any, tmp_path: Path) -> None:
     vector = torch.randn(32, generator=torch.Generator().manual_seed(1))
     steer = cs.add(cs.direction(vector, layer=0), strength=3.0)

@@ -49,13 +49,10 @@ class Base:
 
 def load_base(name: str, settings: TrainSettings) -> Base:
     """The model of a name, a folder or "organism", as the engine loads it. Raises InputError."""
-    import torch
-
     from countersteer.engines.embedded.model import load_model, parse_device
 
     dtype = settings.dtype or ("bfloat16" if parse_device(settings.device).type == "cuda" else "float32")
     model = load_model(name, dtype=dtype, device=settings.device)
-    torch.set_grad_enabled(True)
     return Base(model.module, model.tokenizer, name, model.fingerprint)
 
 
