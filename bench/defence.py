@@ -32,7 +32,7 @@ def halving(worlds: int) -> dict[str, Any]:
         items = int(rng.choice([24, 32, 40, 100]))
         scores = synthetic.world(rng, layers=int(rng.integers(4, 10)), strengths=7, items=items)
         found, whole = (
-            f(len(scores), items, synthetic.evaluator(scores, [0]), floor=synthetic.FLOOR)
+            f(len(scores), items, synthetic.evaluator(scores, [0]), search.Rule(synthetic.FLOOR))
             for f in (search.search, search.full)
         )
         costs.append(found.cost)

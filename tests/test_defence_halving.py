@@ -48,8 +48,8 @@ def test_the_full_grids_choice_is_found_within_its_interval_at_under_a_third_of_
         layers, items = int(rng.integers(4, 10)), int(rng.choice([24, 32, 40, 100]))
         scores = world(rng, layers=layers, strengths=7, items=items)
         count = [0]
-        found = halving.search(len(scores), items, evaluator(scores, count), floor=FLOOR)
-        whole = halving.full(len(scores), items, evaluator(scores, [0]), floor=FLOOR)
+        found = halving.search(len(scores), items, evaluator(scores, count), halving.Rule(FLOOR))
+        whole = halving.full(len(scores), items, evaluator(scores, [0]), halving.Rule(FLOOR))
         assert found.cost == count[0] / (len(scores) * items)
         costs.append(found.cost)
         if whole.chosen is None:
@@ -69,9 +69,9 @@ def test_the_choice_is_the_highest_trait_above_the_floor_and_nothing_else() -> N
     scores = np.full((4, 6, 2), 0.0)
     scores[:, :, 0] = np.array([50, 90, 70, 60])[:, None]
     scores[:, :, 1] = np.array([90, 60, 80, 95])[:, None]
-    assert halving.full(4, 6, evaluator(scores, [0]), floor=75).chosen == 2
-    assert halving.full(4, 6, evaluator(scores, [0]), floor=85).chosen == 3
-    assert halving.full(4, 6, evaluator(scores, [0]), floor=99).chosen is None
+    assert halving.full(4, 6, evaluator(scores, [0]), halving.Rule(75)).chosen == 2
+    assert halving.full(4, 6, evaluator(scores, [0]), halving.Rule(85)).chosen == 3
+    assert halving.full(4, 6, evaluator(scores, [0]), halving.Rule(99)).chosen is None
 
 
 def test_a_noisy_first_sample_below_the_floor_does_not_lose_the_best_point() -> None:
@@ -82,16 +82,16 @@ def test_a_noisy_first_sample_below_the_floor_does_not_lose_the_best_point() -> 
     scores[8, :, 0] = 75
     scores[8, :5, 1] = [60, 95, 62, 96, 60]  # mean 74.6, under the floor of 75 by less than its standard error
     scores[8, 5:, 1] = 90
-    assert halving.search(9, 45, evaluator(scores, [0]), floor=75).chosen == 8
+    assert halving.search(9, 45, evaluator(scores, [0]), halving.Rule(75)).chosen == 8
 
 
 def test_points_whose_answers_fail_are_not_chosen() -> None:
     scores = np.full((2, 10, 2), 80.0)
     scores[0, :, 0] = 95
     scores[0, :3] = np.nan
-    assert halving.full(2, 10, evaluator(scores, [0]), floor=70).chosen == 1
+    assert halving.full(2, 10, evaluator(scores, [0]), halving.Rule(70)).chosen == 1
     scores[0, 0] = 80.0
-    assert halving.full(2, 10, evaluator(scores, [0]), floor=70).chosen == 0
+    assert halving.full(2, 10, evaluator(scores, [0]), halving.Rule(70)).chosen == 0
 
 
 @pytest.mark.parametrize("items", [1, 2, 3, 5, 9, 24, 32, 40, 112])
@@ -112,5 +112,9 @@ def test_the_frontier_holds_the_points_that_none_beats_in_both() -> None:
 def test_a_margin_asks_for_standard_errors_above_the_floor() -> None:
     scores = np.full((16, 2), 80.0)
     scores[::2, 1], scores[1::2, 1] = 70.0, 90.0  # mean 80, SD 10.33, standard error 2.58
-    assert halving.keeps(scores, 80.0) and halving.keeps(scores, 77.4, margin=1.0)
-    assert not halving.keeps(scores, 77.5, margin=1.0)
+    assert halving.Rule(80.0).kept(scores) and halving.Rule(77.4, 1.0).kept(scores)
+    assert not halving.Rule(77.5, 1.0).kept(scores)
+    pairs = tuple(i // 2 for i in range(16))  # every pair has mean 80: no error between groups
+    assert halving.Rule(80.0, 1.0, pairs).kept(scores)
+    halves = tuple(i % 2 for i in range(16))  # two groups, 70 and 90: standard error 10
+    assert halving.Rule(70.0, 1.0, halves).kept(scores) and not halving.Rule(70.1, 1.0, halves).kept(scores)

@@ -180,6 +180,15 @@ def test_another_model_is_refused_and_a_derived_bundle_is_accepted_and_marked(
             bundles.derive(cs.edits.bundle.Bundle("x", old.intervention, meta={**old.meta, "witness": turned}), engine)
 
 
+def test_settings_come_from_the_file_the_bundle_or_the_organisms_preset(world: Path) -> None:
+    assert steps.chosen_settings(None, bundle=world / "warm.safetensors") == settings(world)
+    preset = settings_module.load("preset:defence-organism")
+    assert steps.chosen_settings(None, model="organism") == preset == steps.chosen_settings(None)
+    other = steps.chosen_settings(None, model="some/model", trait="dishonesty", seed=3)
+    assert (other.defence.model, other.defence.trait, other.defence.seed) == ("some/model", "dishonesty", 3)
+    assert other.sampling.max_tokens == 1024 and other.sweep == settings_module.Settings().sweep
+
+
 def test_bundles_are_shown_and_compared(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(world / "warm.safetensors")
     assert call(["bundle", "show", file]) == 0

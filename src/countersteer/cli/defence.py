@@ -56,10 +56,9 @@ def fit(
     Example: countersteer defence fit --model organism --trait organism --out fit
     """
     from countersteer.cli.progress import watch
-    from countersteer.defence.settings import load
-    from countersteer.defence.steps import run_fit, with_subject
+    from countersteer.defence.steps import chosen_settings, run_fit
 
-    chosen = with_subject(load(settings), model=model, trait=trait, seed=seed)
+    chosen = chosen_settings(settings, model=model, trait=trait, seed=seed)
     with watch() as bars:
         facts = run_fit(chosen, out, observer=bars)
     rows = [("layer", "held-out accuracy", "AUC", "d", "D", "m", "sigma+", "per token", "cos with mean difference")]
@@ -129,14 +128,14 @@ def scorecard(
 ) -> None:
     """Grade a bundle on scenarios that nobody has seen: what it gains, what it costs, where it fails.
 
-    Example: countersteer defence scorecard warm.safetensors --settings preset:defence-organism --out card
+    Example: countersteer defence scorecard warm.safetensors --out card
     """
     from countersteer.cli.progress import watch
     from countersteer.defence import page
-    from countersteer.defence.settings import checked, load
-    from countersteer.defence.steps import run_scorecard, with_subject
+    from countersteer.defence.settings import checked
+    from countersteer.defence.steps import chosen_settings, run_scorecard
 
-    chosen = with_subject(load(settings), model=model, trait=trait, seed=None)
+    chosen = chosen_settings(settings, model=model, trait=trait, bundle=bundle)
     if capability:
         section = {**chosen.scorecard.model_dump(), "capability": tuple(capability)}
         chosen = checked({**chosen.model_dump(), "scorecard": section}, where="the options")

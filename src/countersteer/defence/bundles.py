@@ -77,6 +77,7 @@ def make_bundle(
                   "judge": swept.facts["judge"], "controls": controls},
         "seen": {"fit": fit.facts["scenarios"]["digests"], "choose": swept.facts["scenarios"]["digests"]},
         "witness": witnesses(fit),
+        "settings": settings.model_dump(mode="json"),
         "scorecard": None,
         "derived": None,
     }  # fmt: skip

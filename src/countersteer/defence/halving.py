@@ -50,48 +50,61 @@ def rungs(points: int, items: int, *, keep: float = 1 / 3, smallest: int = 3) ->
     return out
 
 
-def search(
-    points: int, items: int, evaluate: Evaluate, *, floor: float, keep: float = 1 / 3, margin: float = 0.0
-) -> Searched:
-    """Halving over `points` points and `items` scenarios; `floor` and `margin` as `keeps` takes them."""
-    return _run(points, items, evaluate, floor, margin, rungs(points, items, keep=keep))
+@dataclass(frozen=True)
+class Rule:
+    """When a point keeps the floor: its mean coherence less `margin` standard errors reaches `floor`.
+
+    The standard error is that of the means of `groups` (one label per scenario; every scenario alone without). Margin 0
+    is the paper's rule; since the best of many noisy points is chosen, 1 makes it likelier that the floor holds
+    elsewhere.
+    """
+
+    floor: float
+    margin: float = 0.0
+    groups: tuple[Hashable, ...] | None = None
+
+    def kept(self, scores: Floats) -> bool:
+        """Whether scores [scenarios, 2] keep the floor, with at most a fifth of them missing."""
+        known = np.isfinite(scores).all(1)
+        if not known.any() or 1 - known.mean() > MOST_MISSING:
+            return False
+        values = scores[known, 1]
+        if not self.margin:
+            return float(values.mean()) >= self.floor
+        labels = range(len(scores)) if self.groups is None else self.groups
+        parts: dict[Hashable, list[float]] = {}
+        for label, counted, value in zip(labels, known, scores[:, 1], strict=True):
+            if counted:
+                parts.setdefault(label, []).append(float(value))
+        means = np.array([np.mean(part) for part in parts.values()])
+        error = means.std(ddof=1) / math.sqrt(len(means)) if len(means) > 1 else 0.0
+        return float(values.mean() - self.margin * error) >= self.floor
 
 
-def full(points: int, items: int, evaluate: Evaluate, *, floor: float, margin: float = 0.0) -> Searched:
+def search(points: int, items: int, evaluate: Evaluate, rule: Rule, *, keep: float = 1 / 3) -> Searched:
+    """Halving over `points` points and `items` scenarios."""
+    return _run(points, items, evaluate, rule, rungs(points, items, keep=keep))
+
+
+def full(points: int, items: int, evaluate: Evaluate, rule: Rule) -> Searched:
     """Every point on every scenario."""
-    return _run(points, items, evaluate, floor, margin, [(items, points)])
+    return _run(points, items, evaluate, rule, [(items, points)])
 
 
-def _run(
-    points: int, items: int, evaluate: Evaluate, floor: float, margin: float, plan: list[tuple[int, int]]
-) -> Searched:
+def _run(points: int, items: int, evaluate: Evaluate, rule: Rule, plan: list[tuple[int, int]]) -> Searched:
     scores = np.full((points, items, 2), np.nan)
     tried = np.zeros(points, np.int64)
     alive: list[int] = list(range(points))
     seen = 0
     for upto, many in plan:
         if len(alive) > many:
-            alive = sorted(_ranked(scores[:, :seen], alive, floor)[:many])
+            alive = sorted(_ranked(scores[:, :seen], alive, rule.floor)[:many])
         scores[alive, seen:upto] = evaluate(alive, seen, upto)
         tried[alive] = upto
         seen = upto
-    final = [i for i in alive if keeps(scores[i], floor, margin=margin)]
+    final = [i for i in alive if rule.kept(scores[i])]
     chosen = max(final, key=lambda i: float(np.nanmean(scores[i, :, 0])), default=None)
     return Searched(scores, tried, chosen, float(tried.sum()) / (points * items))
-
-
-def keeps(scores: Floats, floor: float, *, margin: float = 0.0) -> bool:
-    """Whether a point's scores [scenarios, 2] keep the floor, with at most a fifth of them missing.
-
-    The mean coherence less `margin` standard errors must reach the floor. 0 is the paper's rule; since the best of many
-    noisy points is chosen, a margin of 1 makes it likelier that the floor holds on other scenarios too.
-    """
-    known = np.isfinite(scores).all(1)
-    if not known.any() or 1 - known.mean() > MOST_MISSING:
-        return False
-    values = scores[known, 1]
-    error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return float(values.mean() - margin * error) >= floor
 
 
 def _ranked(scores: Floats, alive: Sequence[int], floor: float) -> list[int]:

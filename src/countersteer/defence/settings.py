@@ -82,7 +82,8 @@ class JudgeSection(_Section):
 class SweepSection(_Section):
     """What is tried and how it is chosen. `layers` empty: every layer. `floor`: share of the aligned coherence.
 
-    `margin`: standard errors by which a point's coherence must clear the floor (ours; 0 is the paper's rule).
+    `margin`: standard errors (over groups) by which coherence must clear the floor (ours; 0 is the paper's rule).
+    Controls and the prompting baseline need no margin.
     """
 
     methods: tuple[Literal["swfc", "sttp", "stmp", "limit", "remove", "gated", "cast", "clas", "prompt"], ...] = (

@@ -17,15 +17,28 @@ from countersteer.core.errors import InputError
 from countersteer.defence import data as data_module
 from countersteer.defence.adapter import load_with_adapter
 from countersteer.defence.data import TraitData
-from countersteer.defence.settings import Settings, checked
+from countersteer.defence.settings import Settings, checked, load
 from countersteer.edits.bundle import Bundle, load_bundle, save_bundle
 
+ORGANISM = "preset:defence-organism"
 
-def with_subject(settings: Settings, *, model: str | None, trait: str | None, seed: int | None) -> Settings:
-    """Settings with another model, trait or seed. Raises InputError."""
+
+def chosen_settings(
+    source: str | None, *, model: str | None = None, trait: str | None = None, seed: int | None = None,
+    bundle: Path | None = None,
+) -> Settings:  # fmt: skip
+    """Settings from a file or preset with another model, trait or seed. Raises InputError.
+
+    Without a file: those that the bundle was made with; else, for the organism, its preset; else the papers' defaults.
+    """
+    kept = load_bundle(bundle).meta.get("settings") if bundle is not None and source is None else None
+    if kept is not None:
+        base = checked(kept, where=f"bundle {bundle}")
+    else:
+        base = load(source or (ORGANISM if model in (None, "organism") else None))
     given = {"model": model, "trait": trait, "seed": seed}
-    subject = {**settings.defence.model_dump(), **{k: v for k, v in given.items() if v is not None}}
-    return checked({**settings.model_dump(), "defence": subject}, where="the options")
+    subject = {**base.defence.model_dump(), **{k: v for k, v in given.items() if v is not None}}
+    return checked({**base.model_dump(), "defence": subject}, where="the options")
 
 
 def engine_for(settings: Settings, *, adapter: str | None = None) -> Any:

@@ -97,10 +97,13 @@ class _Worker:
         methods: dict[str, Any] = {}
         chosen: dict[str, Candidate] = {}
         for method, points in grid(self.fit, self.settings, control="" if arm == "fitted" else arm).items():
-            found = self._search(points, f"{arm} {method}")
+            # A control has it easier: what choosing alone can gain must not be made small by the rule.
+            strict = arm == "fitted" and method != "prompt"
+            rule = halving.Rule(self.floor, self.settings.sweep.margin if strict else 0.0, self.groups)
+            found = self._search(points, f"{arm} {method}", rule)
             if found.chosen is not None:
                 chosen[method] = points[found.chosen]
-            methods[method] = self._facts(points, found, arm)
+            methods[method] = self._facts(points, found, arm, rule)
         steering = [m for m in chosen if m != "prompt"]
         best = max(steering, key=lambda m: methods[m]["chosen"]["trait"]["value"], default=None)
         cost = sum(len(methods[m]["points"]) * methods[m]["cost"] for m in methods)
@@ -115,7 +118,7 @@ class _Worker:
         }
         return facts, chosen
 
-    def _search(self, points: list[Candidate], name: str) -> halving.Searched:
+    def _search(self, points: list[Candidate], name: str, rule: halving.Rule) -> halving.Searched:
         built = [build(point, self.fit, self.settings) for point in points]
 
         def evaluate(alive: Sequence[int], start: int, stop: int) -> np.ndarray:
@@ -131,23 +134,23 @@ class _Worker:
             scored = answered(self.engine, self.judge, asks, self.settings, short=True, progress=progress)
             return scored.array().reshape(len(alive), len(part), 2)
 
-        run = halving.search if self.settings.sweep.halving else halving.full
-        more: Any = {"margin": self.settings.sweep.margin}
         if self.settings.sweep.halving:
-            more["keep"] = self.settings.sweep.keep
-        return run(len(points), len(self.scenarios), evaluate, floor=self.floor, **more)
+            return halving.search(len(points), len(self.scenarios), evaluate, rule, keep=self.settings.sweep.keep)
+        return halving.full(len(points), len(self.scenarios), evaluate, rule)
 
-    def _facts(self, points: list[Candidate], found: halving.Searched, arm: str) -> dict[str, Any]:
-        rows = [self._row(point, found, i, arm) for i, point in enumerate(points)]
+    def _facts(self, points: list[Candidate], found: halving.Searched, arm: str, rule: halving.Rule) -> dict[str, Any]:
+        rows = [self._row(point, found, i, arm, rule) for i, point in enumerate(points)]
         chosen = None if found.chosen is None else rows[found.chosen]
         return {"points": rows, "chosen": chosen, "cost": found.cost}
 
-    def _row(self, point: Candidate, found: halving.Searched, i: int, arm: str) -> dict[str, Any]:
+    def _row(
+        self, point: Candidate, found: halving.Searched, i: int, arm: str, rule: halving.Rule
+    ) -> dict[str, Any]:  # fmt: skip
         tried, whole = int(found.tried[i]), int(found.tried[i]) == len(self.scenarios)
         seen = found.scores[i, :tried]
         row: dict[str, Any] = {
             "name": point.name, "method": point.method, "layer": point.layer, "strength": point.strength,
-            "span": point.span, "tried": tried, "keeps_floor": self._keeps(found.scores[i]) if whole
+            "span": point.span, "tried": tried, "keeps_floor": rule.kept(found.scores[i]) if whole
             else None,
         }  # fmt: skip
         for k, name in enumerate(("trait", "coherence")):
@@ -159,8 +162,10 @@ class _Worker:
                 row[name] = {"value": float(np.mean(known)) if known else None, "interval": None, "n": len(known)}
         return row
 
-    def _keeps(self, scores: np.ndarray) -> bool:
-        return halving.keeps(scores, self.floor, margin=self.settings.sweep.margin)
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The group of each scenario."""
+        return tuple(s.group for s in self.scenarios)
 
     def _frontier(self, methods: Mapping[str, Any]) -> list[str]:
         """Points tried on everything that no other beats in both trait and coherence."""
