@@ -65,7 +65,7 @@ class Rule:
 
     def kept(self, scores: Floats) -> bool:
         """Whether scores [scenarios, 2] keep the floor, with at most a fifth of them missing."""
-        known = np.isfinite(scores).all(1)
+        known = np.asarray(np.isfinite(scores).all(1))
         if not known.any() or 1 - known.mean() > MOST_MISSING:
             return False
         values = scores[known, 1]
