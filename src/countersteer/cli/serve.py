@@ -30,9 +30,22 @@ AuditFile = Annotated[Path | None, typer.Option("--audit", help="JSON lines that
 AuditSync = Annotated[str, typer.Option("--audit-sync", help="always, interval (each second) or never.")]
 AuditText = Annotated[bool, typer.Option("--audit-text", help="Keep prompts and responses in the audit log.")]
 Name = Annotated[str | None, typer.Option("--name", help="The model's public name.")]
+Engine = Annotated[str, typer.Option("--engine", help="embedded, or vllm: an ordinary vLLM server that steers.")]
+BundleFolder = Annotated[
+    Path | None, typer.Option("--bundles", help="vllm: a folder of bundles, which requests name by their files' names.")
+]
+Layers = Annotated[list[int] | None, typer.Option("--layer", help="vllm: a layer that can be edited; all by default.")]
+Captured = Annotated[
+    list[int] | None, typer.Option("--capture-layer", help="vllm: a layer that studies and gates may read.")
+]
+Rows = Annotated[int, typer.Option("--rows", min=1, help="vllm: rows per layer for the edits in flight.")]
+More = Annotated[list[str] | None, typer.Argument(help="vllm: its own options, after --.", show_default=False)]
+ANY_ENGINE = {"model", "engine", "host", "port", "dtype", "check", "as_json"}
+VLLM_ONLY = {"bundles", "layer", "capture_layer", "rows", "more"}
 
 
 def serve(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help='"organism", a folder, or a Hugging Face id.')],
     bundle: Bundles = None,
     policy: PolicyFile = None,
@@ -59,12 +72,28 @@ def serve(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that one answer may take.")] = 300.0,
     body_limit: Annotated[int, typer.Option(min=1, help="Bytes of one request body.")] = 1 << 20,
     check: Annotated[bool, typer.Option("--check", help="Check everything, print the policy and end.")] = False,
+    engine: Engine = "embedded",
+    bundles: BundleFolder = None,
+    layer: Layers = None,
+    capture_layer: Captured = None,
+    rows: Rows = 128,
+    more: More = None,
     as_json: Json = False,
 ) -> None:
     """Serve a model with OpenAI's endpoints, steered by bundles under a policy.
 
     Example: countersteer serve organism --bundle warm.safetensors --mode shadow --audit audit.jsonl
+
+    On vLLM: countersteer serve MODEL --engine vllm --bundles bundles -- --tensor-parallel-size 8
     """
+    if _is_vllm(engine, context):
+        from countersteer.cli.serve_vllm import serve_vllm
+
+        serve_vllm(
+            model, check=check, as_json=as_json, bundles=bundles, host=host, port=port, dtype=dtype,
+            layers=layer or (), rows=(rows,), capture_layers=capture_layer or (), more=more or (),
+        )  # fmt: skip
+        return
     plan = _plan(bundle, policy, mode=mode, share=share, choose=choose, exempt=exempt)
     _installed()
     import os
@@ -100,11 +129,11 @@ def serve(
     if not check:
         listen(host, port, settings).close()  # a taken port is known before the model is loaded
     verbose()
-    with load_engine(model, dtype=dtype, device=device, places=places, adapter=adapter) as engine:
+    with load_engine(model, dtype=dtype, device=device, places=places, adapter=adapter) as loaded:
         if check:
             data = {
                 "model": settings.name,
-                "policy": Policies(engine, plan).current.to_dict(),
+                "policy": Policies(loaded, plan).current.to_dict(),
                 "keys": len(settings.keys),
             }
             emit(data, as_json=as_json, text=_text(data))
@@ -115,7 +144,7 @@ def serve(
             if not len(settings.keys):
                 say("no keys: anyone on this machine may use it; administration is off")
 
-        run(engine, settings, host=host, port=port, ready=ready)
+        run(loaded, settings, host=host, port=port, ready=ready)
 
 
 def _plan(bundles: list[Path] | None, policy: Path | None, **given: Any) -> Callable[[], Plan]:
@@ -151,6 +180,19 @@ def _plan(bundles: list[Path] | None, policy: Path | None, **given: Any) -> Call
         return replace(made, bundles={n: (path, exempt) for n, (path, _) in made.bundles.items()})
 
     return from_options
+
+
+def _is_vllm(engine: str, context: typer.Context) -> bool:
+    """Whether vLLM serves. Raises InputError for an unknown engine and for options of the other one."""
+    if engine not in ("embedded", "vllm"):
+        raise InputError(f"unknown engine {engine!r}; known: embedded, vllm")
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        fits = name in ANY_ENGINE or (name in VLLM_ONLY) == (engine == "vllm")
+        if not fits and source is not None and source.name == "COMMANDLINE":
+            word = "options after --" if name == "more" else f"--{name.replace('_', '-')}"
+            raise InputError(f"{word}: not with --engine {engine}; leave it out")
+    return engine == "vllm"
 
 
 def _installed() -> None:

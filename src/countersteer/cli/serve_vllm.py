@@ -11,16 +11,34 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from countersteer.core.errors import InputError
+
+LOCAL = ("127.0.0.1", "::1", "localhost")
+OWNED = {
+    "--worker-cls": "steering chooses it",
+    "--scheduler-cls": "steering chooses it",
+    "--additional-config": "steering chooses it",
+    "--async-scheduling": "steering needs it off",
+    "--api-server-count": "steering needs one",
+    "--model": "it is the first argument",
+    "--host": "give it before --",
+    "--port": "give it before --",
+    "--dtype": "give it before --",
+    "--api-key": "set VLLM_API_KEY, where other users of the machine cannot read it",
+}
+"""vLLM's options that may not follow `--`, and why."""
 
 
 def server_command(
     model: str,
     *,
-    bundles: str | None = None,
+    bundles: str | Path | None = None,
+    host: str = "127.0.0.1",
     port: int = 8000,
     api_key: str | None = None,
+    dtype: str | None = None,
     layers: Sequence[int] = (),
     rows: Sequence[int] = (128,),
     capture_layers: Sequence[int] = (),
@@ -28,26 +46,31 @@ def server_command(
 ) -> tuple[list[str], dict[str, str]]:
     """The command of the server and the environment it needs. Bundles are registered under their files' names.
 
-    Raises InputError for bundles that cannot be read and for options that steering does not allow.
+    Raises InputError for bundles that cannot be read, for options that steering does not allow, and for an address
+    that other machines reach without an API key.
     """
     from countersteer.engines.vllm.engine import SCHEDULER, WORKER
     from countersteer.engines.vllm.private import CONFIG_KEY
     from countersteer.engines.vllm.settings import Settings
     from countersteer.engines.vllm.store import ENV, Store
 
-    owned = ("--worker-cls", "--scheduler-cls", "--additional-config", "--async-scheduling", "--api-server-count")
-    taken = [o for o in more if o.split("=")[0] in owned]
-    if taken:
-        raise InputError(f"steering chooses {', '.join(taken)} itself: leave it out")
+    for given in (option.split("=")[0].replace("_", "-") for option in more):
+        if given in OWNED:
+            raise InputError(f"{given} cannot be given to vLLM: {OWNED[given]}")
+    if host not in LOCAL and not (api_key or os.environ.get("VLLM_API_KEY")):
+        raise InputError(f"host {host} lets other machines in without a key: set VLLM_API_KEY")
     source = model
     if model == "organism":
         from countersteer import organism
 
         source = str(organism.path())
     settings = Settings(tuple(layers), tuple(rows), capture=tuple(capture_layers))
-    store = Store(tempfile.mkdtemp(prefix="countersteer-server-", dir=os.environ.get(ENV)))
+    given_store = os.environ.get(ENV)
+    if given_store:
+        Path(given_store).mkdir(parents=True, exist_ok=True)
+    store = Store(tempfile.mkdtemp(prefix="countersteer-server-", dir=given_store))
     if bundles is not None:
-        store.preload(Path(bundles))
+        store.preload(bundles)
     plugins = [p for p in os.environ.get("VLLM_PLUGINS", "").split(",") if p and p != "countersteer"]
     environment = {
         ENV: str(store.folder),
@@ -58,7 +81,8 @@ def server_command(
     if api_key:
         environment["VLLM_API_KEY"] = api_key  # not on the command line, where every user of the machine can read it
     command = [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", source, "--port", str(port)),
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", source),
+        *("--host", host, "--port", str(port), *(("--dtype", dtype) if dtype else ())),
         *("--worker-cls", WORKER, "--scheduler-cls", SCHEDULER, "--no-async-scheduling"),
         *("--logits-processors", "countersteer.engines.vllm.admission:Admission"),
         *("--additional-config", json.dumps({CONFIG_KEY: settings.to_dict()})),
@@ -67,7 +91,23 @@ def server_command(
     return command, environment
 
 
-def serve_vllm(model: str, **options: object) -> None:
-    """Become the server (this call does not return). Options as for `server_command`."""
-    command, environment = server_command(model, **options)  # type: ignore[arg-type]
+def serve_vllm(model: str, *, check: bool, as_json: bool, **options: Any) -> None:
+    """Become the server (this call does not return); with `check` say what would be run, and end.
+
+    Options as for `server_command`. Raises InputError, also where vLLM is not installed.
+    """
+    from importlib.util import find_spec
+
+    from countersteer.cli.output import emit
+    from countersteer.engines.vllm.store import ENV, Store
+
+    if find_spec("vllm") is None:
+        raise InputError("vLLM is not installed: pip install 'countersteer[vllm]'")
+    command, environment = server_command(model, **options)
+    if check:
+        names = Store(environment[ENV]).names()
+        data = {"model": model, "engine": "vllm", "bundles": names, "command": command}
+        text = [f"{model} on vLLM, {len(names)} bundles", *(f"  {n}: {f}" for n, f in names.items())]
+        emit(data, as_json=as_json, text="\n".join(text))
+        return
     os.execvpe(command[0], command, {**os.environ, **environment})

@@ -34,7 +34,7 @@ from countersteer.engines.vllm.plan import check_fits, pieces_of
 from countersteer.engines.vllm.private import CONFIG_KEY
 from countersteer.engines.vllm.session import Session
 from countersteer.engines.vllm.settings import Settings
-from countersteer.engines.vllm.store import Store
+from countersteer.engines.vllm.store import Store, check_made_for
 from countersteer.engines.vllm.wire import (
     completion_to_json,
     error_to_json,
@@ -78,6 +78,7 @@ class SteerEndpoint:
         settings = Settings.from_dict(config.additional_config.get(CONFIG_KEY))
         workers = await Session.workers(engine_client, store)
         facts = read_facts(config, config.model_config.model, workers)
+        store.check_model(model_fingerprint=facts.fingerprint, template_hash=facts.more["template_hash"])
         os.environ[SHAPE] = f"{facts.n_layers},{facts.d_model}"  # for the admission of ordinary completions
         self.session = Session(engine_client, store, settings, facts)
 
@@ -116,9 +117,10 @@ class SteerEndpoint:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "bundle.safetensors"
             path.write_bytes(data)
-            steer = load_bundle(path).intervention
-        shape = {"n_layers": session.facts.n_layers, "d_model": session.facts.d_model}
-        check_fits(pieces_of(steer), session.settings, **shape)
+            bundle = load_bundle(path)
+        steer, about = bundle.intervention, session.facts
+        check_made_for(bundle, model_fingerprint=about.fingerprint, template_hash=about.more["template_hash"])
+        check_fits(pieces_of(steer), session.settings, n_layers=about.n_layers, d_model=about.d_model)
         key = session.store.put(steer)
         if name := request.query_params.get("name"):
             session.store.name(name, key)

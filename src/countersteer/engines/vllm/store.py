@@ -1,7 +1,8 @@
 """Interventions and readouts as content-addressed files that every process of an engine reads.
 
 `<fingerprint>.safetensors` holds an intervention (a bundle file), `<fingerprint>.read` readout rows, `<name>.name` the
-fingerprint that a name stands for. Nothing is ever overwritten, so what was read once may be kept. On several nodes
+fingerprint that a name stands for, `<name>.made_for` the model that a preloaded bundle
+names. Nothing is ever overwritten, so what was read once may be kept. On several nodes
 the folder must lie on a file system that they share.
 """
 
@@ -22,15 +23,23 @@ from safetensors.torch import save
 from countersteer.core.errors import InputError, nearest
 from countersteer.core.fingerprint import fingerprint
 from countersteer.core.site import Site
-from countersteer.edits.bundle import load_bundle, save_bundle
+from countersteer.edits.bundle import Bundle, load_bundle, refuse_other_model, save_bundle
 from countersteer.edits.edit import Intervention
 from countersteer.edits.vectors import ReadRows
 
 ENV = "COUNTERSTEER_STORE"
 """The environment variable by which an engine's processes find its store."""
 KEPT = 4096
+MADE_FOR = ("model_fingerprint", "template_hash", "model")
+"""What a bundle says of the model that it was made for."""
 _CONTENT = re.compile(r"[0-9a-f]{32}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def check_made_for(bundle: Bundle, *, model_fingerprint: str, template_hash: str | None) -> None:
+    """Raise RefusedError if a bundle says that it was made for another model; one that says nothing may run."""
+    if bundle.meta.get("model_fingerprint"):
+        refuse_other_model(bundle, model_fingerprint=model_fingerprint, template_hash=template_hash)
 
 
 class Store:
@@ -158,9 +167,21 @@ class Store:
             raise InputError(f"bundle folder {source} does not exist")
         out = {}
         for path in sorted(source.glob("*.safetensors")):
-            out[path.stem] = self.put(load_bundle(path).intervention)
+            bundle = load_bundle(path)
+            out[path.stem] = self.put(bundle.intervention)
             self.name(path.stem, out[path.stem])
+            made_for = {k: bundle.meta[k] for k in MADE_FOR if bundle.meta.get(k)}
+            (self.folder / f"{path.stem}.made_for").write_text(json.dumps(made_for))
         return out
+
+    def check_model(self, *, model_fingerprint: str, template_hash: str | None) -> None:
+        """Raise RefusedError if a preloaded bundle says that it was made for another model or chat template."""
+        for name, key in self.names().items():
+            path = self.folder / f"{name}.made_for"
+            meta = json.loads(path.read_text()) if path.exists() else {}
+            check_made_for(
+                Bundle(name, self.get(key), meta=meta), model_fingerprint=model_fingerprint, template_hash=template_hash
+            )
 
     def _kept_value(self, key: str) -> Intervention | tuple[ReadRows, ...] | None:
         with self._lock:
