@@ -1,0 +1,95 @@
+"""Corrections from steered runs: the model's own words, borders, latents and strengths; and steering by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import countersteer as cs
+from countersteer.core.errors import InputError
+from countersteer.finetune.compose import normal, sentences
+from countersteer.finetune.own_episodes import OFF_TOPIC as LOW
+from countersteer.finetune.own_episodes import RECOVERED, from_run
+from countersteer.finetune.steering import steering_of
+from countersteer.finetune.templates import general
+from countersteer.studies import spec
+from countersteer.studies.runner import run_study
+from studies_world import OFF_TOPIC, RESTART, TOPICS, study, tools
+
+TRAIN = list(TOPICS)[:6]
+ANSWERS = {prompt: [TOPICS[prompt]] for prompt in TRAIN}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Any, Any]]:
+    """A finished run of the scripted world, its SAE, and its trials."""
+    place = tmp_path_factory.mktemp("world")
+    path = study(place, arms="[arms.base]\n[arms.unsteered]\nstrength = 0\n", latents="count = 12\n")
+    given = tools(place / "sae")
+    with run_study(spec.load(path), place / "run", tools=lambda _: given) as run:
+        trials = list(run.trials("base"))
+    yield place / "run", given, trials
+
+
+def test_examples_are_the_models_own_words_under_their_own_steering(world: tuple[Path, Any, Any]) -> None:
+    folder, given, trials = world
+    low = {t.text: t for t in trials if t.status == "ok" and t.scores and t.scores[0] < LOW and t.plan.prompt in TRAIN}
+    made = from_run(folder, TRAIN, ANSWERS, general(), count=500, seed=0, model=given.engine.model_fingerprint)
+    assert len(made) == sum(t.text in low and t.plan.prompt in TRAIN for t in trials if t.text in low)
+    assert len(made) > 3 and {e.prompt for e in made} <= set(TRAIN) and {e.source for e in made} == {"own episodes"}
+    whole = [e for e in made if e.answer in low]
+    for example in made:
+        ((start, stop),) = example.spans
+        stretch = example.answer[:start]
+        mine = [t for t in trials if t.plan.prompt == example.prompt and t.plan.latent == example.steer["latent"]]
+        assert any(t.plan.strength == example.steer["strength"] and t.text.startswith(stretch) for t in mine)
+        assert example.steer["layer"] == given.sae.site.layer and example.steer["span"] == "all"
+        assert stop == len(example.answer) and example.answer[start] == " "
+        if example in whole:
+            assert example.answer[start:].startswith(RESTART.rstrip()) and low[example.answer].scores[-1] >= RECOVERED
+        else:
+            assert example.answer.endswith(TOPICS[example.prompt]) and stretch in OFF_TOPIC
+            assert 1 <= len(sentences(stretch)) <= 4
+            said = example.answer[start : -len(TOPICS[example.prompt])].strip()
+            assert said in general().acknowledgements
+    expected = [t for t in low.values() if len(t.scores) > 1 and t.scores[-1] >= RECOVERED]
+    assert len({e.answer for e in whole}) == len({t.text for t in expected})
+    assert from_run(folder, TRAIN, ANSWERS, general(), count=3, seed=0) == made[:3]
+
+
+def test_runs_that_cannot_be_used_are_refused(world: tuple[Path, Any, Any]) -> None:
+    folder, _, _ = world
+    for options, said in (
+        ({"model": "other"}, "a run of another model"),
+        ({"arm": "unsteered"}, "is not steered"),
+        ({"arm": "bsae"}, "has no arm 'bsae'"),
+    ):
+        with pytest.raises(InputError, match=said):
+            from_run(folder, TRAIN, ANSWERS, general(), count=3, seed=0, **options)
+    with pytest.raises(InputError, match="is off topic"):
+        from_run(folder, ["Else?"], {"Else?": ["So."]}, general(), count=3, seed=0)
+
+
+def test_training_meets_the_steering_of_the_episode_or_a_calibrated_one(world: tuple[Path, Any, Any]) -> None:
+    folder, given, trials = world
+    made = from_run(folder, TRAIN, ANSWERS, general(), count=4, seed=0)
+    steer = steering_of(folder, given.sae, model=given.engine.model_fingerprint)
+    for example in made:
+        wanted = cs.add(given.sae.latent(example.steer["latent"]), example.steer["strength"]).span("all")
+        assert steer(example).fingerprint == wanted.fingerprint
+    assert steer(normal("Why?", "So.", source="t")) is None
+    plain = type(made[0])("Why?", "Off. On.", ((4, 8),), "correction", "templates")
+    found = steer(plain)
+    calibrated = {(t.plan.latent, t.plan.strength) for t in trials if t.plan.strength}
+    known = {cs.add(given.sae.latent(n), s).span("all").fingerprint for n, s in calibrated}
+    assert found.fingerprint in known and steer(plain).fingerprint == found.fingerprint
+    double = steering_of(folder, given.sae, model=given.engine.model_fingerprint, scale=2.0)(made[0])
+    wanted = cs.add(given.sae.latent(made[0].steer["latent"]), 2 * made[0].steer["strength"]).span("all")
+    assert double.fingerprint == wanted.fingerprint
+    with pytest.raises(InputError, match="another model"):
+        steering_of(folder, given.sae, model="other")
+    with pytest.raises(InputError, match="another SAE"):
+        steering_of(folder, cs.load_sae("organism"), model=given.engine.model_fingerprint)

@@ -1,0 +1,67 @@
+"""The report of tuned arms: one figure over the share of corrections, and its question in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from countersteer.report.finetune_figures import dose_response, tuned
+from countersteer.report.questions import questions
+
+
+def rate(value: float | None) -> dict[str, Any] | None:
+    return None if value is None else {"value": value, "interval": [value / 2, value + 0.1], "n": 20}
+
+
+def arm(multi: float, better: float | None, fresh: float | None, **settings: Any) -> dict[str, Any]:
+    recovery = None if better is None or fresh is None else {"value": better - fresh, "interval": None, "n": 20}
+    return {"settings": settings, "multi_attempt": rate(multi), "improvement": rate(better),
+            "resample_baseline": rate(fresh), "recovery": recovery, "first_attempt": None, "valid": 20}  # fmt: skip
+
+
+def result() -> dict[str, Any]:
+    half, most = {"ratio": 0.5, "seed": 0, "name": "a"}, {"ratio": 0.9, "seed": 1, "name": "b"}
+    steered, plain = {"strength_scale": 1.0, "steered": True}, {"strength": 0.0, "steered": False}
+    arms = {
+        "base": arm(0.0, None, None, **steered),
+        "unsteered": arm(0.0, None, None, **plain),
+        "sweep": arm(0.7, 0.7, 0.7, strength_scale=2.0, steered=True),
+        "monitor": arm(0.7, 0.7, 0.7, suffix="x", **steered),
+        "t@0.5": arm(0.1, 0.4, 0.3, adapter=half, **steered),
+        "t@0.9": arm(0.2, 0.6, 0.7, adapter=most, **steered),
+        "p@0.5": arm(0.02, None, None, adapter=half, **plain),
+    }
+    return {"arms": arms, "base": "base", "contrasts": {}, "experiments": {}}
+
+
+def points(chart: Any) -> list[set[tuple[str, float, float]]]:
+    """Per panel (kind, share, value) of every dot."""
+    panels = chart.to_dict()["hconcat"]
+    return [
+        {(r["kind"], round(r["ratio"]), round(r["value"], 6)) for r in panel["layer"][0]["data"]["values"]}
+        for panel in panels
+    ]
+
+
+def test_the_figure_shows_rate_improvement_and_recovery_over_the_share() -> None:
+    rates, better, above = points(dose_response(result()))
+    assert rates == {("steered", 0, 0.0), ("not steered", 0, 0.0), ("steered", 50, 10.0), ("steered", 90, 20.0),
+                     ("not steered", 50, 2.0)}  # fmt: skip
+    assert better == {("last attempt beats the first", 50, 40.0), ("a fresh attempt beats it", 50, 30.0),
+                      ("last attempt beats the first", 90, 60.0), ("a fresh attempt beats it", 90, 70.0)}  # fmt: skip
+    assert above == {("recovery above the baseline", 50, 10.0), ("recovery above the baseline", 90, -10.0)}
+
+
+def test_no_figure_without_adapters() -> None:
+    given = result()
+    given["arms"] = {name: a for name, a in given["arms"].items() if "adapter" not in a["settings"]}
+    assert tuned(given) == [] and dose_response(given) is None
+    given["arms"]["merged"] = arm(0.1, 0.1, 0.1, adapter={"name": "x"}, steered=True)  # no recorded share
+    assert dose_response(given) is None
+
+
+def test_the_answer_sets_improvement_against_a_fresh_attempt() -> None:
+    given = result()
+    given["experiments"] = dict.fromkeys(("detectors", "detectors_steered", "random_sets", "trace", "agreement"))
+    found = {said.question: said.answer for said in questions(given)}
+    answer = found["Can self-correction be trained in?"]
+    assert "t@0.5" in answer and "t@0.9" in answer and "p@0.5" not in answer and "fresh attempt" in answer
