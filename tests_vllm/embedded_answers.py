@@ -12,9 +12,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests"), str(HERE.parent / "src")]
 
-import worlds  # noqa: E402
-
 import countersteer as cs  # noqa: E402
+import worlds  # noqa: E402
 
 
 def main(folder: Path) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import worlds
-from runs import ROWS, start, with_logprobs
 
 import countersteer as cs
+import worlds
 from countersteer.engines.vllm.settings import Settings
+from runs import ROWS, start, with_logprobs
 
 
 def mismatches(engine: Any, cases: list[worlds.Case], want: list[worlds.Expected]) -> list[str]:

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import worlds
-from runs import start
 
 import countersteer as cs
+import worlds
+from runs import start
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = os.environ.get("COUNTERSTEER_EMBEDDED_PYTHON", str(ROOT / ".venv" / "bin" / "python"))

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import worlds
-from runs import start, with_logprobs
 
 import countersteer as cs
+import worlds
+from runs import start, with_logprobs
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-eager": ("llama", {"enforce_eager": True}),

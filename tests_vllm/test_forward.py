@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import worlds
-from runs import start
 
 import countersteer as cs
+import worlds
 from helpers_models import decoder_layers, prompts
 from helpers_reference import plain_hooks, residuals
+from runs import start
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 

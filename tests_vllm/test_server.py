@@ -17,9 +17,9 @@ from typing import Any
 
 import httpx
 import pytest
-import worlds
 
 import countersteer as cs
+import worlds
 from countersteer.cli.serve_vllm import server_command
 from countersteer.core.errors import EngineError
 from countersteer.engines.vllm.remote import RemoteEngine, load_remote
