@@ -2,7 +2,7 @@
 
 Every request is entered in the ledger before it leaves and settled when it ends, so requests counted are requests made
 and a killed run knows what it may have spent. Retries are ours alone (the client's and Inspect's are off). Each request
-runs in a task of its own: Inspect records events per context, and they go when the task ends.
+runs in a task of its own: what Inspect keeps per context goes when the task ends.
 """
 
 from __future__ import annotations
@@ -114,6 +114,7 @@ class Caller:
         self._model = load_model(settings, self._redact)
         self._worker = BatchWorker(self._redact) if settings.batch else None
         self._retired: list[Any] = []
+        self._configs: dict[tuple[str, str | None], Any] = {}
 
     async def ask(self, question: Question) -> Reply:
         """The reply to a question. Raises CallFailed, and CountersteerError when no call can be made any more."""
@@ -220,16 +221,37 @@ class Caller:
             self._model, self._worker = load_model(self.settings, self._redact), BatchWorker(self._redact)
 
     async def _generate(self, question: Question) -> Any:
-        from inspect_ai.model import ChatMessageSystem, ChatMessageUser, GenerateConfig
+        """Ask the provider through its Inspect API.
 
-        config = GenerateConfig()
-        if self._structured is not False:
-            config = GenerateConfig(response_schema=_schema(question.schema_name, json.dumps(question.schema)))
+        What Inspect's `Model` adds around that (retries, slots, a record of every call) is done here already, and would
+        cost more than all the rest of a grade.
+        """
+        from inspect_ai.model import ChatMessageSystem, ChatMessageUser
+
         messages = [ChatMessageSystem(content=question.system), ChatMessageUser(content=question.user)]
-        model = self._model
+        api, config = self._model.api, self._config(question)
         if self._worker is not None:
-            return await self._worker.run(lambda: model.generate(messages, config=config))
-        return await model.generate(messages, config=config)
+            result = await self._worker.run(lambda: api.generate(messages, [], "none", config))
+        else:
+            async with asyncio.timeout(self.settings.seconds):
+                result = await api.generate(messages, [], "none", config)
+        output = result[0] if isinstance(result, tuple) else result
+        if isinstance(output, Exception):
+            raise output
+        return output
+
+    def _config(self, question: Question) -> Any:
+        """The model's settings with the question's schema, if it takes one. A copy: a provider may change it."""
+        from inspect_ai.model import GenerateConfig
+
+        schema = json.dumps(question.schema) if self._structured is not False else None
+        made = self._configs.get((question.schema_name, schema))
+        if made is None:
+            own = GenerateConfig()
+            if schema is not None:
+                own = GenerateConfig(response_schema=_schema(question.schema_name, schema))
+            made = self._configs[question.schema_name, schema] = self._model.config.merge(own)
+        return made.model_copy()
 
     def _reply(self, output: Any, worst: float) -> Reply:
         usage = output.usage
