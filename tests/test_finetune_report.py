@@ -15,7 +15,7 @@ def rate(value: float | None) -> dict[str, Any] | None:
 def arm(multi: float, better: float | None, fresh: float | None, **settings: Any) -> dict[str, Any]:
     recovery = None if better is None or fresh is None else {"value": better - fresh, "interval": None, "n": 20}
     return {"settings": settings, "multi_attempt": rate(multi), "improvement": rate(better),
-            "resample_baseline": rate(fresh), "recovery": recovery, "first_attempt": None, "valid": 20}  # fmt: skip
+            "resample_baseline": rate(fresh), "recovery": recovery, "first_attempt": {"value": 30.0, "interval": None, "n": 20}, "valid": 20}  # fmt: skip
 
 
 def result() -> dict[str, Any]:
@@ -36,10 +36,7 @@ def result() -> dict[str, Any]:
 def points(chart: Any) -> list[set[tuple[str, float, float]]]:
     """Per panel (kind, share, value) of every dot."""
     panels = chart.to_dict()["hconcat"]
-    return [
-        {(r["kind"], round(r["ratio"]), round(r["value"], 6)) for r in panel["layer"][0]["data"]["values"]}
-        for panel in panels
-    ]
+    return [{(r["kind"], round(r["ratio"]), round(r["value"], 6)) for r in panel["data"]["values"]} for panel in panels]
 
 
 def test_the_figure_shows_rate_improvement_and_recovery_over_the_share() -> None:
