@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 from countersteer.report.finetune_figures import dose_response, tuned
@@ -57,8 +58,8 @@ def test_no_figure_without_adapters() -> None:
 
 
 def test_the_answer_sets_improvement_against_a_fresh_attempt() -> None:
-    given = result()
-    given["experiments"] = dict.fromkeys(("detectors", "detectors_steered", "random_sets", "trace", "agreement"))
+    given: dict[str, Any] = defaultdict(lambda: None, result())  # the other experiments were not done
+    given["experiments"] = defaultdict(lambda: None)
     found = {said.question: said.answer for said in questions(given)}
     answer = found["Can self-correction be trained in?"]
     assert "t@0.5" in answer and "t@0.9" in answer and "p@0.5" not in answer and "fresh attempt" in answer
