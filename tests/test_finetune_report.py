@@ -15,8 +15,11 @@ def rate(value: float | None) -> dict[str, Any] | None:
 
 def arm(multi: float, better: float | None, fresh: float | None, **settings: Any) -> dict[str, Any]:
     recovery = None if better is None or fresh is None else {"value": better - fresh, "interval": None, "n": 20}
-    return {"settings": settings, "multi_attempt": rate(multi), "improvement": rate(better),
-            "resample_baseline": rate(fresh), "recovery": recovery, "first_attempt": {"value": 30.0, "interval": None, "n": 20}, "valid": 20}  # fmt: skip
+    first = {"value": 30.0, "interval": None, "n": 20}
+    return {
+        "settings": settings, "multi_attempt": rate(multi), "improvement": rate(better), "first_attempt": first,
+        "resample_baseline": rate(fresh), "recovery": recovery, "valid": 20,
+    }  # fmt: skip
 
 
 def result() -> dict[str, Any]:
