@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import uuid
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,13 @@ SMALL: dict[str, Any] = {
     "rows": ROWS,
 }
 """A small engine; 64 batched tokens cut the longer prompts into chunks, and so few rows that requests must wait."""
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
 
 
 def start(path: Path | str, **options: Any) -> VllmEngine:

@@ -23,6 +23,7 @@ import worlds
 from countersteer.cli.serve_vllm import server_command
 from countersteer.core.errors import EngineError
 from countersteer.engines.vllm.remote import RemoteEngine, load_remote
+from runs import free_port
 
 KEY = "a-test-key"
 COUNT = int(os.environ.get("COUNTERSTEER_TEST_REQUESTS", "300"))
@@ -36,12 +37,6 @@ class World:
     cases: list[worlds.Case]
     want: list[worlds.Expected]
     process: Any
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
