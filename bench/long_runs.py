@@ -2,9 +2,11 @@
 
     python bench/long_runs.py [--quick] --out bench/long_runs.json
 
-overhead: CPU time per trial of a scripted study whose engine and judge answer at once (planning and storing are left),
-against the CPU time the organism takes to generate a response. grades: a language-model judge that answers at once,
-inside this process (the pipeline alone) and over HTTP in a process of its own. memory: peak of a process of its own.
+overhead: CPU time per trial of a scripted study whose engine and judge answer at once, each response another text
+(planning, keys, storing and grading's bookkeeping are left), against the CPU time the organism takes to generate a
+response, measured before and after. grades: a language-model judge that answers at once, as an Inspect provider inside
+this process (so what is measured is the whole pipeline: rubric, ledger, budget, provider call, reading of the reply,
+all of it stored), and with the real client over HTTP to a server in a process of its own. memory: peak of a process.
 """
 
 from __future__ import annotations
@@ -189,15 +191,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the sizes")
     given = parser.parse_args()
     by = 10 if given.quick else 1
+    before = in_child(f"generation({200 // by})")
     overhead = in_child(f"scripted_run({10_000 // by}, judge=lambda _: long_runs.InstantJudge())")
-    own = in_child(f"generation({400 // by})")
+    after = in_child(f"generation({200 // by})")
+    own = (before["cpu_ms_per_response"] + after["cpu_ms_per_response"]) / 2
     small = in_child("scripted_run(1000, judge=lambda _: long_runs.InstantJudge())")
     large = in_child(f"scripted_run({100_000 // by}, judge=lambda _: long_runs.InstantJudge())")
     result = {
         "runner_ms_per_trial": overhead["cpu_ms_per_trial"],
-        "runner_share_of_generation": overhead["cpu_ms_per_trial"] / own["cpu_ms_per_response"],
-        "generation_ms_per_response": own["cpu_ms_per_response"],
-        "grades_per_cpu_s": in_child(f"grades_inside({3000 // by})"),
+        "runner_share_of_generation": overhead["cpu_ms_per_trial"] / own,
+        "generation_ms_per_response": own,
+        "grades_inside": in_child(f"grades_inside({3000 // by})"),
         "grades_over_http": in_child(f"grades_over_http({2000 // by})"),
         "memory_mb": {str(int(row["trials"])): row["peak_mb"] for row in (small, large)},
         "details": {"overhead": overhead, "small": small, "large": large},

@@ -50,6 +50,9 @@ def test_boundaries_are_marked_once_and_used_by_the_trace_which_is_exported(
                 assert [part["start"] for part in kept["attempts"]] == [0, at, at + len(RESTART)]
                 assert all(part["score"] is None for part in kept["attempts"])
         requests = server.requests
+        (tmp_path / "prices.toml").write_text(f'date = "x"\n[models]\n"{MODEL}" = [1.0, 1.0]\n')
+        assert call([*argv, "--max-cost", "1", "--prices", str(tmp_path / "prices.toml")]) == 0
+        capsys.readouterr()
         judge_run(done, MODEL, rubric="episodes", base_url=server.url)
         assert server.requests == requests, "what is marked is not paid for again"
     after = trace_run(done, latents="1,3", tools=lambda _: world.tools(tmp_path / "sae"))

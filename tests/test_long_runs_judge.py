@@ -196,6 +196,18 @@ def test_what_the_judge_cost_stands_in_the_result_and_on_the_page(tmp_path: Path
             assert "at an unknown price" in terminal.render(summarise(unknown))
 
 
+def test_shards_that_share_replies_keep_what_they_cost(tmp_path: Path) -> None:
+    with FakeOpenAI() as server:
+        path = study(tmp_path, server)
+        how = {"cache": str(tmp_path / "cache")}
+        for i in (1, 2):
+            run(path, tmp_path / f"shard{i}", shard=(i, 2), options=how).close()
+        assert merge([tmp_path / "shard1", tmp_path / "shard2"], tmp_path / "whole")["finished"]
+        with Run.open(tmp_path / "whole") as whole:
+            assert whole.judging()["requests"] == server.requests
+            assert whole.judging()["usd"] == pytest.approx(server.billed)
+
+
 def test_plan_prices_every_arm_before_anything_is_paid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with FakeOpenAI() as server:
         path = study(tmp_path, server)

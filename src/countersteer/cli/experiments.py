@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from countersteer.cli.judging import Prices
 from countersteer.cli.output import Json, emit, say, table
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
@@ -76,6 +77,7 @@ def judge(
     sample: Annotated[int, typer.Option("--sample", min=1, help="Responses to judge again, at most.")] = 1000,
     labels: Annotated[Path | None, typer.Option("--labels", help="CSV with arm, ordinal, scores, by people.")] = None,
     max_cost: Annotated[float | None, typer.Option("--max-cost", help="USD that all requests may cost.")] = None,
+    prices: Prices = None,
     base_url: Annotated[str | None, typer.Option("--base-url", help="Server of the judge's model.")] = None,
     rubric: Annotated[
         str, typer.Option("--rubric", help='"attempts"; "recovery" rates whole responses; "episodes" marks boundaries.')
@@ -93,7 +95,7 @@ def judge(
 
     with watch() as bars:
         bars.stage("judging", None)
-        made = judge_run(run, by, sample=sample, labels=labels, max_cost=max_cost, base_url=base_url,
+        made = judge_run(run, by, sample=sample, labels=labels, max_cost=max_cost, prices=prices, base_url=base_url,
                          rubric=rubric, progress=bars.progress)  # fmt: skip
     if rubric == "recovery":
         kinds = ", ".join(f"{count} {kind}" for kind, count in made["kinds"].items())

@@ -58,7 +58,7 @@ def merge(shards: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str])
         os.replace(partial, target / FILE)
     finally:
         partial.unlink(missing_ok=True)
-    return _finish(target, len(folders))
+    return _finish(target, folders)
 
 
 def _check(folders: Sequence[Path]) -> None:
@@ -131,9 +131,16 @@ def _of(alias: str, identity: str) -> str:
     return " || ".join(part if part.startswith("'") else f"{alias}.{part}" for part in parts)
 
 
-def _finish(target: Path, shards: int) -> dict[str, Any]:
-    """Say whether the merged run is whole: every trial with a response and a grade."""
+def _finish(target: Path, folders: Sequence[Path]) -> dict[str, Any]:
+    """Say whether the merged run is whole: each trial with a response and a grade. Add up what shared ledgers paid."""
+    shared: dict[str, Any] = {}
+    for folder in folders:
+        with Run.open(folder) as shard:
+            for name, value in shard.fact("shared_judging", {}).items():
+                shared[name] = shared.get(name, 0) + value
     with Run.open(target, write=True) as run:
+        if shared:
+            run.set_facts(shared_judging=shared)
         missing = run.missing()
         ungraded = sum(trial.status == "pending" for trial in run.trials())
         finished = missing == 0 and ungraded == 0
@@ -142,7 +149,7 @@ def _finish(target: Path, shards: int) -> dict[str, Any]:
         grades = int(next(run._rows("SELECT COUNT(*) FROM grades"))[0])
     return {
         "run": str(target),
-        "shards": shards,
+        "shards": len(folders),
         "responses": responses,
         "grades": grades,
         "missing": missing + ungraded,

@@ -72,7 +72,7 @@ def _chosen(run: Run, latents: str, sae: Any) -> list[int]:
 
 def judge_run(
     folder: str | Path, by: str, *, sample: int = 1000, labels: Path | None = None, max_cost: float | None = None,
-    base_url: str | None = None, rubric: str = "attempts", progress: Progress | None = None,
+    base_url: str | None = None, rubric: str = "attempts", prices: Path | None = None, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Grades by another judge, or people's labels, stored beside the first: {"judge", "key", "sampled"}.
 
@@ -91,7 +91,7 @@ def judge_run(
         else:
 
             async def go() -> None:
-                options = JudgeOptions(max_cost=max_cost)
+                options = JudgeOptions(max_cost=max_cost, prices=None if prices is None else str(prices))
                 ask = {"attempts": rejudge, "recovery": rate_whole, "episodes": mark_episodes}[rubric]
                 made.update(
                     await ask(run, by, size=sample, options=options, seed=seed, base_url=base_url,
