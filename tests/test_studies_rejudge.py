@@ -117,3 +117,34 @@ def test_a_run_without_grades_has_nothing_to_compare(tmp_path: Path) -> None:
     for rubric in ("attempts", "recovery"):
         with pytest.raises(InputError, match="no graded response"):
             judge_run(tmp_path / "r", NAME, rubric=rubric)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--judge", "ann"], "--judge 'ann' must be 'offline' or PROVIDER/NAME"),
+        (["--judge", "openai/"], "--judge 'openai/' must be"),
+        (["--judge", "ann", "--rubric", "recovery"], "--labels"),
+        (["--judge", NAME, "--base-url", "http://me:secret@host/v1"], "--base-url must not hold a user name"),
+        (["--judge", "ann", "--labels", "missing.csv"], "cannot read labels"),
+        (["--judge", "ann", "--labels", "missing.csv", "--rubric", "recovery"], "labels of people are attempts"),
+    ],
+)
+def test_a_judge_that_cannot_be_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], said: str
+) -> None:
+    planted.plant(tmp_path / "r", planted.Planted({"base": [planted.T(1, "p", (5.0, 9.0))]})).close()
+    assert call(["judge", str(tmp_path / "r"), *more]) == 2
+    (line,) = [row for row in capsys.readouterr().err.splitlines() if row.startswith("error:")]
+    assert said in line and "secret" not in line
+
+
+def test_a_clamp_on_a_topk_sae_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    from countersteer.core.errors import RefusedError
+    from countersteer.studies.setup import load_tools
+
+    golden = Path(__file__).parent / "data" / "saelens" / "topk"
+    for arm in ("clamp = [1]", 'clamp = "detectors"', "clamp = { random = 2 }"):
+        text = f'[study]\nmodel = "/no/such/model"\nsae = "{golden}"\n[arms.base]\n[arms.cut]\n{arm}\n'
+        with pytest.raises(RefusedError, match=r"\[arms.cut.*clamp on a TopK SAE.*JumpReLU"):
+            load_tools(spec.parse(text))

@@ -18,7 +18,7 @@ from countersteer.store import Run
 from countersteer.studies.episodes import Episode, episodes
 from countersteer.studies.generate import bounded
 from countersteer.studies.judges import JudgeOptions, LanguageJudge
-from countersteer.studies.schema_judge import JudgeSection
+from countersteer.studies.rejudge import judge_named
 
 PLACES = ("off_topic", "correction", "on_topic")
 
@@ -40,7 +40,7 @@ async def mark_episodes(
         raise InputError(f"{run.folder} has no response of two attempts of which the second is better")
     chosen = [found[i] for i in sorted(rng(seed, "episodes").permutation(len(found))[:size])]
     language = LanguageJudge(
-        JudgeSection(model=judge, base_url=base_url), options or JudgeOptions(), run, lambda usd, cap: None
+        judge_named(judge, base_url=base_url), options or JudgeOptions(), run, lambda usd, cap: None
     )
     try:
         from countersteer.judging.llm import LLMRater

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from countersteer.core.errors import InputError
 from countersteer.core.fingerprint import fingerprint, rng
 from countersteer.core.trial import OK, Attempt, Grade
@@ -51,6 +53,19 @@ def sample(run: Run, size: int, *, seed: int = 0) -> list[Trial]:
     return chosen[:size]
 
 
+def judge_named(judge: str, *, base_url: str | None = None) -> JudgeSection:
+    """The settings of a language model as judge, PROVIDER/NAME. Raises InputError."""
+    try:
+        return JudgeSection(model=judge, base_url=base_url)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = "--base-url" if first["loc"] == ("base_url",) else "--judge"
+        given = "" if option == "--base-url" else f" {judge!r}"
+        what = first["msg"].removeprefix("Value error, ")
+        hint = "" if option == "--base-url" else "; a name of your own goes with --labels, a CSV of grades"
+        raise InputError(f"{option}{given} {what}{hint}") from None
+
+
 async def rejudge(
     run: Run, judge: str, *, size: int, options: JudgeOptions | None = None, seed: int = 0,
     progress: Callable[[int, int], None] | None = None, base_url: str | None = None,
@@ -70,7 +85,7 @@ async def rejudge(
             raise InputError(f"{offline.name} graded {run.folder} in the first place; name another judge")
         await _grade(run, trials, offline.key, _plain(offline), progress)
         return _record(run, offline.name, offline.key, "rules", len(trials))
-    section = JudgeSection(model=judge, base_url=base_url)
+    section = judge_named(judge, base_url=base_url)
     language = LanguageJudge(section, options or JudgeOptions(), run, lambda usd, cap: None)
     try:
         if language.judge.key == run.judge:
@@ -97,7 +112,7 @@ async def rate_whole(
     trials = sample(run, size, seed=seed) if run.judge else []
     if not trials:
         raise InputError(f"{run.folder} has no graded response to rate as a whole")
-    section = JudgeSection(model=judge, base_url=base_url)
+    section = judge_named(judge, base_url=base_url)
     language = LanguageJudge(section, options or JudgeOptions(), run, lambda usd, cap: None)
     try:
         from countersteer.judging.llm import LLMRater

@@ -188,6 +188,12 @@ def check_latents(spec: Spec, sae: Any) -> None:
                 f"[latents] ids names latent {index}, but the SAE has {sae.d_sae}; use 0 to {sae.d_sae - 1}"
             )
     for arm in spec.arms:
+        if arm.clamps and sae.architecture == "topk":
+            raise RefusedError(
+                f"[arms.{arm.name}] clamp on a TopK SAE",
+                "whether a latent is active depends on all others, so it has no threshold of its own",
+                "the SAE's JumpReLU conversion",
+            )
         for index in arm.clamp:
             if index >= sae.d_sae:
                 known = f"the SAE has {sae.d_sae}; use 0 to {sae.d_sae - 1}"
