@@ -69,6 +69,7 @@ def serve(
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one answer.")] = 4096,
     per_minute: Annotated[int, typer.Option(min=1, help="Requests a minute and key.")] = 600,
     at_once: Annotated[int, typer.Option(min=1, help="Requests in flight, all keys together.")] = 512,
+    at_once_per_key: Annotated[int, typer.Option(min=1, help="Requests in flight of one key.")] = 128,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that one answer may take.")] = 300.0,
     body_limit: Annotated[int, typer.Option(min=1, help="Bytes of one request body.")] = 1 << 20,
     check: Annotated[bool, typer.Option("--check", help="Check everything, print the policy and end.")] = False,
@@ -112,7 +113,7 @@ def serve(
         max_tokens=max_tokens,
         per_minute=per_minute,
         at_once=at_once,
-        at_once_per_key=at_once,
+        at_once_per_key=min(at_once_per_key, at_once),
     )
     if audit_text and audit is None:
         raise InputError("--audit-text needs --audit FILE")
@@ -186,6 +187,8 @@ def _is_vllm(engine: str, context: typer.Context) -> bool:
     """Whether vLLM serves. Raises InputError for an unknown engine and for options of the other one."""
     if engine not in ("embedded", "vllm"):
         raise InputError(f"unknown engine {engine!r}; known: embedded, vllm")
+    if str(context.params["model"]).startswith("vllm:"):
+        raise InputError("name the model without 'vllm:', and give --engine vllm")
     for name in context.params:
         source = context.get_parameter_source(name)
         fits = name in ANY_ENGINE or (name in VLLM_ONLY) == (engine == "vllm")

@@ -1,7 +1,7 @@
 """What the server answers when it does not answer: one error body, in the form that OpenAI's clients read.
 
-`Refusal` is raised anywhere below a handler. `refusal_of` turns the library's own errors into one; everything else is
-an internal error whose details stay in the log.
+`Refusal` is raised anywhere below a handler. `refusal_of` turns the library's own errors into one. Only errors about
+the client's own input are quoted: what failed inside, and what the policy's bundles did, stays in the log.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from countersteer.core.errors import CountersteerError, EngineError, InputError, NoOpError
+from countersteer.core.errors import EngineError, InputError, NoOpError
 
 _TYPES = {
     401: "authentication_error",
@@ -51,11 +51,12 @@ def refusal_of(error: BaseException) -> Refusal:
     if isinstance(error, TimeoutError):
         return Refusal(504, "timeout", "the answer took longer than this server allows; ask for fewer tokens")
     if isinstance(error, NoOpError):
-        return Refusal(422, "no_op", f"the bundle changed nothing, so the answer is withheld: {error}")
+        return Refusal(422, "no_op", "the steering of this server could not act, so the answer is withheld; "
+                       "ask for more tokens")  # fmt: skip
     if isinstance(error, InputError):
         return Refusal(400, "invalid_request", str(error))
     if isinstance(error, EngineError):
-        return Refusal(503, "engine_failed", str(error), headers={"Retry-After": "5"})
-    if isinstance(error, CountersteerError):
-        return Refusal(500, "failed", str(error))
+        return Refusal(
+            503, "engine_failed", "the engine failed; the server's log says why", headers={"Retry-After": "5"}
+        )
     return Refusal(500, "internal_error", "the server failed; its log says why")

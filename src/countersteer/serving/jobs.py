@@ -7,6 +7,7 @@ stream, which frees the place in the batch.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -24,6 +25,8 @@ from countersteer.serving.keys import Key, Role
 from countersteer.serving.metrics import Metrics
 from countersteer.serving.policy import Policy
 from countersteer.serving.rollout import Decision
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ class Job:
                 completion = caught.completion
             error = refusal_of(caught)
             status = "timeout" if error.code == "timeout" else "error"
+            if error.status >= 422:
+                log.warning("request %s ended with %s: %s", self.ticket.id, error.code, caught)
             raise error from caught
         finally:
             self.metrics.in_flight.dec()

@@ -121,7 +121,7 @@ def description(*, keys: bool, version: str) -> dict[str, Any]:
             "get": _operation("The model", _json("Model", "the model"), codes="401 404", parameters=[name])
         },
         "/health": {"get": health},
-        "/metrics": {"get": _operation("Metrics", text, codes="401")},
+        "/metrics": {"get": _operation("Metrics", text, codes="401 403")},
         "/admin/policy": {"get": _operation("The policy", _json("Policies", "the policies"), codes="401 403")},
         "/admin/reload": {"post": _operation("Read policy and bundles again", changed, codes=admin)},
         "/admin/rollback": {
