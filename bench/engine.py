@@ -3,6 +3,7 @@
 uniform_ratio   32 requests with 32 different vectors, against unsteered `generate` on the whole batch
 ragged_ratio    steered requests of very different lengths, against that ideal full batch, per generated token
 clamp_ratio     26 of 16,384 latents clamped in every request, against no clamp, both in the engine
+split_ratio     an add and that clamp in every request, each measured by itself, against the add alone
 receipt_us      microseconds that receipts add per edited layer and step at 32 requests
 """
 
@@ -104,11 +105,13 @@ def main() -> dict[str, Any]:
     )
     clamped = requests([(PROMPT, NEW)] * BATCH, [cs.clamp(latents, 0.0)])
     plain = requests([(PROMPT, NEW)] * BATCH, [None])
+    both = requests([(PROMPT, NEW)] * BATCH, [vector + cs.clamp(latents, 0.0) for vector in vectors])
 
     result = {
         "uniform_ratio": paired_ratio(lambda: engine.run(uniform), generate),
         "ragged_ratio": paired_ratio(lambda: engine.run(ragged), generate, work=sum(outputs) / (BATCH * NEW)),
         "clamp_ratio": paired_ratio(lambda: engine.run(clamped), lambda: engine.run(plain)),
+        "split_ratio": paired_ratio(lambda: engine.run(both), lambda: engine.run(uniform)),
         "receipt_us": receipt_us(),
     }
     engine.close()
