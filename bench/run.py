@@ -69,7 +69,7 @@ def main() -> None:
     given = parser.parse_args()
     result: dict[str, Any] = {"machine": machine()}
     result["help_cpu_s"] = round(min(child_cpu([*COMMAND, "--help"]) for _ in range(5)), 3)
-    for part in ("engine.py", "sae_rows.py", "detectors.py", "traces.py", "report.py"):
+    for part in ("engine.py", "sae_rows.py", "detectors.py", "traces.py", "report.py", "serving.py"):
         result |= script(part)
     result |= demo()
     Path(given.out).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -170,7 +170,7 @@ def main() -> None:
     torch.set_num_threads(1)
     result = serve_and_measure(rounds=given.rounds, tokens=given.tokens, layers=given.layers)
     result |= {"layers": given.layers, "streams": STREAMS, "receipt_us": receipt_us()}
-    print(json.dumps(result, indent=2))
+    print(json.dumps({"serving": result}, indent=2))
 
 
 if __name__ == "__main__":
