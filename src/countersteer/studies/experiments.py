@@ -33,6 +33,8 @@ from countersteer.studies.teacher import forced
 
 MEASURED = 200
 """Base responses on which the use of latents is measured."""
+MOVED = 50
+"""Of these, responses on which perturbations are measured."""
 Key = tuple[int, str, int]
 
 
@@ -154,7 +156,7 @@ class Experiments:
         return dict(known[root][arm.random_set - 1])
 
     async def _use(self, layer: int) -> tuple[Usage, list[Any]]:
-        """Use of every latent on the base arm's steered responses, and the residuals it was read from.
+        """Use of every latent on the base arm's steered responses, and residuals of some to measure perturbations on.
 
         Before the write at `layer`, so an unsteered pass reads what the steered one read.
         """
@@ -170,7 +172,8 @@ class Experiments:
             residuals = []
             for start in range(0, len(inputs), 32):
                 residuals += await self.engine.forward(inputs[start : start + 32], capture=Site(layer))
-            self._used = {layer: (usage(self.sae, residuals), residuals)}  # of one layer: residuals are large
+            kept = [h.cpu() for h in residuals[:MOVED]]
+            self._used = {layer: (usage(self.sae, residuals), kept)}  # of one layer: residuals are large
         return self._used[layer]
 
     def _at_sd(self, arm: Arm) -> Arm | None:
