@@ -321,25 +321,27 @@ def test_when_a_line_is_synced_is_as_stated(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_full_disk_is_said_and_nothing_is_lost_when_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, full = tmp_path / "a.jsonl", [True]
+    path, full, fits = tmp_path / "a.jsonl", [True], [1]
     real: Callable[[int, bytes], int] = os.write
 
     def write(fd: int, data: bytes) -> int:
         if full[0] and data.startswith((b'{"i"', b"\n{")):
-            if len(data) > 10:
-                return real(fd, data[:7])  # what still fitted
+            if fits[0] and data.count(b"\n") > 1:
+                fits[0] -= 1
+                return real(fd, data[: data.index(b"\n", 1) + 8])  # the first line and a piece of the second
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(fd, data)
 
     monkeypatch.setattr(audit_module.os, "write", write)
     monkeypatch.setattr(audit_module, "SECONDS", 0.02)
     log = Audit(AuditOptions(path))
+    log._follow = lambda: time.sleep(0.1)  # type: ignore[method-assign]  # so that lines wait together
     waiting = [log.write({"i": i, "pad": "x" * 20}) for i in range(3)]
     for _ in range(500):
         if log.failed:
             break
         time.sleep(0.01)
-    assert log.failed and "cannot be written" in log.failed
+    assert log.failed and "cannot be written" in log.failed and fits == [0], "no write was cut short"
     full[0] = False
     for future in waiting:
         future.result(timeout=10)

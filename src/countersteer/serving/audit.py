@@ -12,6 +12,8 @@ When the disk refuses, lines are kept and tried again, and the server takes no n
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
 import os
@@ -20,7 +22,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,16 +133,22 @@ class Audit:
         if not pending:
             return False
         self._follow()
-        data = (b"\n" if self._torn else b"") + b"".join(line for line, _ in pending)
-        written = os.write(self._file, data)
-        if written < len(data):  # a full disk: the rest of the lines again, from a new line
-            self._torn = written > 0 or self._torn
-            raise OSError(28, "no space left on the device")
-        self._torn = False
+        lead = b"\n" if self._torn else b""
+        left = os.write(self._file, lead + b"".join(line for line, _ in pending)) - len(lead)
+        done: list[Future[None]] = []
+        while pending and left >= len(pending[0][0]):
+            line, future = pending.popleft()
+            left -= len(line)
+            done.append(future)
+        if left >= 0:  # otherwise not even the line break was written
+            self._torn = left > 0
         if self.options.sync == "always":
             os.fsync(self._file)
-        while pending:
-            pending.popleft()[1].set_result(None)
+        for future in done:
+            with contextlib.suppress(InvalidStateError):  # whoever waited may have gone
+                future.set_result(None)
+        if pending:  # a full disk: the rest again, from a new line
+            raise OSError(errno.ENOSPC, "no space left on the device")
         return True
 
     def _follow(self) -> None:
@@ -154,6 +162,6 @@ class Audit:
             try:
                 new = self._open()
             except InputError as error:
-                raise OSError(5, str(error)) from error
+                raise OSError(errno.EIO, str(error)) from error
             os.close(self._file)
             self._file = new

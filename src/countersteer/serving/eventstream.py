@@ -29,18 +29,18 @@ class EventStream(Response):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Send until the events end or the client goes."""
-        task = asyncio.ensure_future(self._send(send))
-        watch = asyncio.ensure_future(disconnected(receive))
-        try:
-            await asyncio.wait({task, watch}, timeout=self.seconds, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                task.result()
-        finally:
-            for one in (task, watch):
-                one.cancel()
-                with contextlib.suppress(asyncio.CancelledError, OSError):
-                    await one
-            await self.held.aclose()
+        async with self.held:
+            task = asyncio.ensure_future(self._send(send))
+            watch = asyncio.ensure_future(disconnected(receive))
+            try:
+                await asyncio.wait({task, watch}, timeout=self.seconds, return_when=asyncio.FIRST_COMPLETED)
+                if task.done():
+                    task.result()
+            finally:
+                for one in (task, watch):
+                    one.cancel()
+                    with contextlib.suppress(asyncio.CancelledError, Exception):
+                        await one
 
     async def _send(self, send: Any) -> None:
         async with aclosing(self.events) as events:
