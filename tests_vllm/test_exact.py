@@ -17,7 +17,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-compiled": ("qwen3", {}),
     "gemma2-eager": ("gemma2", {"enforce_eager": True}),
     "gemma2-compiled": ("gemma2", {}),
-    "llama-tp2": ("llama", {"tensor_parallel_size": 2}),
+    "llama-tp2": ("llama", {"tensor_parallel_size": 2, "enforce_eager": True}),
     "llama-pp2": ("llama", {"pipeline_parallel_size": 2}),
 }
 
@@ -60,5 +60,7 @@ def test_every_method_span_and_join_equals_plain_hooks(name: str, folder: Path) 
     assert gaps < 1e-4 and largest < 1e-4
     steered = [c for c in again if c.receipt.layers]
     assert any("prefix cache" in note for c in steered for note in c.receipt.notes), "no prefix was ever reused"
-    plain = [w.tokens for c, w in zip(cases, want, strict=True) if c.name.startswith("shared")]
-    assert len({tuple(t) for t in plain}) >= 10, "the interventions change too little to prove anything"
+    plain = [w.logprobs for c, w in zip(cases, want, strict=True) if c.name.startswith("shared")]
+    assert len({tuple(round(v, 2) for v in values) for values in plain}) >= 10, (
+        "the interventions change too little to prove anything"
+    )

@@ -72,6 +72,8 @@ def load_with_adapter(
     """The embedded engine of a model, with an adapter merged into it if one is given. Raises InputError."""
     from countersteer.engines.load import load_engine
 
+    if model.startswith("vllm:"):
+        raise RefusedError("a defence on vLLM", "it needs likelihoods and gradients", "drop 'vllm:'")
     if adapter is None:
         return load_engine(model, dtype=dtype, device=device, places=places)
     from countersteer.engines.embedded.engine import EmbeddedEngine
