@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=PAIRS)
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--edited", type=int, default=3, help="the layer that is edited and read")
+    parser.add_argument("--eager", action="store_true", help="without compiled graphs")
     given = parser.parse_args()
     generator = torch.Generator().manual_seed(1)
     prompts = torch.randint(3, 4096, (64, 24), generator=generator).tolist()
@@ -99,10 +100,13 @@ def main() -> None:
     reading = [r.with_(readouts=latents) for r in plain]
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder), given.width, given.layers)
-        with load_vllm(folder, layers=(given.edited,), rows=(64,), lanes=64, **OPTIONS) as engine:
+        with load_vllm(
+            folder, layers=(given.edited,), rows=(64,), lanes=64, enforce_eager=given.eager, **OPTIONS
+        ) as engine:
             result = {
                 "width": given.width,
                 "layers": given.layers,
+                "compiled": not given.eager,
                 "table_bytes": engine.session.facts.table_bytes,
                 "steered_ratio": paired(lambda: engine.run(steered), lambda: engine.run(plain), given.pairs),
                 "read_ratio": paired(lambda: engine.run(reading), lambda: engine.run(plain), given.pairs),
