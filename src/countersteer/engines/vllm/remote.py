@@ -30,6 +30,10 @@ from countersteer.engines.vllm.wire import completion_from_json, error_from_json
 PATH = "/v1/countersteer"
 REST_SECONDS = 20.0
 """How long a server that failed is left alone."""
+ROUNDS, PAUSE = 3, 1.0
+"""How often all servers are tried before a request fails, and the seconds before the second round (then twice that)."""
+CONNECTIONS = 256
+"""Most connections at once; further requests wait here. More would run into limits on open files."""
 IDENTITY = ("model_fingerprint", "dtype", "quantisation", "template_hash", "engine")
 
 
@@ -46,6 +50,15 @@ class Server:
     known: set[str] = field(default_factory=set)
     flying: int = 0
     down_until: float = 0.0
+
+
+@dataclass
+class Tried:
+    """The servers that one request has been refused by in this round, how many rounds are over, and the last reason."""
+
+    servers: set[Server] = field(default_factory=set)
+    rounds: int = 0
+    reason: str = ""
 
 
 class RemoteEngine:
@@ -179,9 +192,9 @@ class RemoteEngine:
 
     async def _stream(self, request: Request) -> AsyncIterator[Chunk]:
         _check(request)
-        tried: set[Server] = set()
+        tried = Tried()
         while True:
-            server, begun = self._choose(tried), False
+            server, begun = await self._choose(tried), False
             try:
                 async for chunk in self._lines(server, request):
                     begun = True
@@ -190,32 +203,39 @@ class RemoteEngine:
                         return
                 raise _Unreachable("the stream broke off")
             except _Unreachable as error:
-                self._down(server, tried)
+                self._down(server, tried, error)
                 if begun:
                     raise EngineError(f"server {server.url} died in the middle of a stream: {error}") from error
 
     async def _anywhere(self, work: Any) -> Any:
         """Do the work on the least busy server; on another when that one cannot be reached."""
-        tried: set[Server] = set()
+        tried = Tried()
         while True:
-            server = self._choose(tried)
+            server = await self._choose(tried)
             server.flying += 1
             try:
                 return await work(server)
-            except _Unreachable:
-                self._down(server, tried)
+            except _Unreachable as error:
+                self._down(server, tried, error)
             finally:
                 server.flying -= 1
 
-    def _choose(self, tried: set[Server]) -> Server:
-        left = [s for s in self.servers if s not in tried]
+    async def _choose(self, tried: Tried) -> Server:
+        """The least busy server of those left in this round; after a pause all of them again."""
+        left = [s for s in self.servers if s not in tried.servers]
         if not left:
-            raise EngineError(f"no server answers: tried {', '.join(s.url for s in self.servers)}")
+            tried.rounds += 1
+            if tried.rounds >= ROUNDS:
+                raise EngineError(f"no server answers: tried {_urls(self.servers)}; {tried.reason}")
+            await asyncio.sleep(PAUSE * tried.rounds)
+            tried.servers.clear()
+            left = self.servers
         return min(left, key=lambda s: (s.down_until > time.monotonic(), s.flying))
 
     @staticmethod
-    def _down(server: Server, tried: set[Server]) -> None:
-        tried.add(server)
+    def _down(server: Server, tried: Tried, error: Exception) -> None:
+        tried.servers.add(server)
+        tried.reason = str(error)
         server.down_until = time.monotonic() + REST_SECONDS
         server.known.clear()
 
@@ -262,6 +282,10 @@ class RemoteEngine:
         return response
 
 
+def _urls(servers: Sequence[Server]) -> str:
+    return ", ".join(s.url for s in servers)
+
+
 def _error(response: httpx.Response) -> Exception:
     if response.status_code == 401:
         return InputError("the server wants another API key: give it as api_key")
@@ -299,7 +323,7 @@ def load_remote(urls: Sequence[str], *, api_key: str | None = None, timeout: flo
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     async def start() -> RemoteEngine:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=64)
         times = httpx.Timeout(timeout, connect=10.0, pool=None)
         engine = RemoteEngine(servers, bridge, httpx.AsyncClient(headers=headers, timeout=times, limits=limits))
         answered = []
@@ -310,7 +334,7 @@ def load_remote(urls: Sequence[str], *, api_key: str | None = None, timeout: flo
             except _Unreachable:
                 server.down_until = time.monotonic() + REST_SECONDS
         if not answered:
-            raise EngineError(f"no server answers: tried {', '.join(s.url for s in servers)}")
+            raise EngineError(f"no server answers: tried {_urls(servers)}")
         for server in servers:
             server.facts = server.facts or answered[0].facts
         first = answered[0]

@@ -6,7 +6,7 @@ table_bytes     memory of the tables per worker
 
 CPU time is that of the engine's worker processes, since wall time on a shared machine measures the neighbours. The
 tables are in the compiled graph on both sides, so their fixed cost is not in the ratios.
-Run in the vLLM environment: `python bench/vllm.py`.
+Run in the vLLM environment: `python bench/scale.py`.
 """
 
 from __future__ import annotations
