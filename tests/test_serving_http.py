@@ -24,7 +24,7 @@ from countersteer.serving.run import running
 from serving_world import ADMIN, CHOOSE, LIMITS, NAME, USE, interventions, lines, plan_of, settings_of, write_bundles
 
 QUESTION = "How do I iron a shirt?"
-LONG = {"temperature": 0, "max_tokens": 60}
+LONG = {"temperature": 0, "max_tokens": 36}
 
 
 @pytest.fixture(scope="module")
