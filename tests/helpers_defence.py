@@ -13,11 +13,11 @@ SETTINGS: dict[str, Any] = {
     "defence": {"model": "organism", "places": 32},
     "sampling": {"max_tokens": 40},
     "judge": {"first_tokens": 40},
-    "fit": {"folds": 3, "clas_layers": [3], "clas_examples": 4, "clas_steps": 4},
-    "sweep": {"methods": ["swfc", "sttp", "stmp", "clas", "cast", "prompt"], "layers": [3], "spans": ["all"],
-              "strengths": {"swfc": [4], "sttp": [30], "stmp": [2.5], "clas": [1], "cast": [4]}, "floor": 0.5,
+    "fit": {"folds": 3, "clas_examples": 4, "clas_steps": 4},
+    "sweep": {"methods": ["swfc", "sttp", "stmp", "cast", "prompt"], "layers": [3], "spans": ["all"],
+              "strengths": {"swfc": [4], "sttp": [30], "stmp": [2.5], "cast": [4]}, "floor": 0.5,
               "random": 1, "flipped": True},
-    "scorecard": {"turns": 2, "conversations": 3, "cost_pairs": 2},
+    "scorecard": {"turns": 2, "conversations": 2, "cost_pairs": 2},
 }  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def engine() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def fitted(engine: Any, tmp_path_factory: pytest.TempPathFactory) -> fitting.Fit:
     folder = tmp_path_factory.mktemp("fit")
-    made = fitting.fit(engine, data.load(data_file(folder)), settings(folder))
+    made = fitting.fit(engine, data.load(data_file(folder)), settings(folder, fit={"clas_layers": [3]}))
     return fitting.load_fit(made.save(folder / "fit"))
 
 

@@ -108,7 +108,9 @@ def _attack(card: Mapping[str, Any]) -> Any:
     bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title="0 to 100", scale=scale), x2="high:Q")
     dots = base.mark_point(filled=True, size=60, opacity=1).encode(x=alt.X("value:Q", title="0 to 100", scale=scale))
     floor = alt.Chart(alt.Data(values=[{"floor": card["floor"]}])).mark_rule(strokeDash=[5, 4], color=COLOURS[4])
-    return (bars + dots + floor.encode(x="floor:Q")).properties(width=WIDTH, height=alt.Step(16))
+    return (bars + dots + floor.encode(x=alt.X("floor:Q", title="0 to 100"))).properties(
+        width=WIDTH, height=alt.Step(16)
+    )
 
 
 def _frontier(swept: Mapping[str, Any]) -> Any:
@@ -124,12 +126,12 @@ def _frontier(swept: Mapping[str, Any]) -> Any:
         return None
     scale = alt.Scale(domain=[0, 100])
     dots = alt.Chart(alt.Data(values=rows)).mark_point(filled=True, opacity=0.85).encode(
-        x=alt.X("coherence:Q", scale=scale), y=alt.Y("trait:Q", scale=scale),
+        x=alt.X("coherence:Q", title="coherence", scale=scale), y=alt.Y("trait:Q", scale=scale),
         color=alt.Color("arm:N", title=None), shape=alt.Shape("kind:N", title=None),
         size=alt.condition("datum.kind == 'chosen'", alt.value(160), alt.value(45)),
     )  # fmt: skip
     floor = alt.Chart(alt.Data(values=[{"floor": swept["floor"]}])).mark_rule(strokeDash=[5, 4], color=COLOURS[4])
-    return (dots + floor.encode(x="floor:Q")).properties(width=WIDTH, height=300)
+    return (dots + floor.encode(x=alt.X("floor:Q", title="coherence"))).properties(width=WIDTH, height=300)
 
 
 def _turns(card: Mapping[str, Any]) -> Any:
