@@ -128,6 +128,28 @@ def test_an_arm_says_whether_its_clamp_acted_and_not_only_its_steering(tmp_path:
         assert "held clamped something in 3 of 6 responses" in causal and "idle clamped something in 0 of 6" in causal
 
 
+def test_detectors_clamped_stand_against_each_random_set_with_an_interval(tmp_path: Path) -> None:
+    several, once = (20.0, 80.0), (20.0,)
+
+    def arm(share: float) -> list[planted.T]:
+        return [planted.T(k, p, several if k < share * 40 else once) for k in range(40) for p in ("p0", "p1")]
+
+    arms = {"base": arm(1.0), "cut": arm(0.2), "chance@set1": arm(0.9), "chance@set2": arm(0.2)}
+    settings: dict[str, Any] = {"cut": {"clamp": [1], "clamp_rule": "detectors"}}
+    settings |= {f"chance@set{i}": {"clamp": [i], "clamp_rule": {"random": 1, "sets": 2, "set": i}} for i in (1, 2)}
+    with planted.plant(tmp_path / "r", planted.Planted(arms, settings=settings)) as run:
+        result = summarise(run)
+        one, other = (result["detectors_against_random"][f"chance@set{i}"]["multi_attempt"] for i in (1, 2))
+        assert one["difference"] == pytest.approx(0.2 - 0.9) and one["pairs"] == 80 and one["p_holm"] < 0.01
+        assert one["interval"][0] < -0.7 < one["interval"][1] < -0.4 and one["arm"] == "cut"
+        assert other["difference"] == 0.0 and other["p_holm"] == 1.0
+        assert result["contrasts"]["cut"]["multi_attempt"]["against"] == "base"
+        told = {item.question: item.answer for item in questions(result)}
+        assert "set by set: chance@set1 −70.0 points" in told["Is that more than clamping random latents does?"]
+    with planted.plant(tmp_path / "plain", planted.Planted({"base": arm(1.0)})) as run:
+        assert summarise(run)["detectors_against_random"] == {}
+
+
 def judged(folder: Path) -> tuple[Run, OfflineJudge]:
     """A run graded by the offline judge: 6 multi-attempt responses that come back, 4 that do not, 5 single ones."""
     references = {f"How do I do thing {i}?": [f"Take part {i} and turn screw {i} until it clicks."] for i in range(6)}

@@ -121,6 +121,13 @@ def _random(result: Mapping[str, Any]) -> str:
     listed = "; ".join(shift(result, n) for n, _ in known)
     acted = "; ".join(_acted(n, a) for n, a in known if a.get("clamp"))
     listed += f". As measured by the receipts: {acted}" if acted else ""
+    direct = "; ".join(
+        f"{name} {number(METRIC, row['difference'], sign=True)} {limits(METRIC, row['interval'])}"
+        f" ({row['pairs']:,} pairs, {p_value(row['p_holm'])})"
+        for name, rows in result["detectors_against_random"].items()
+        if (row := rows[METRIC])["difference"] is not None
+    )
+    listed += f". Detectors clamped against random latents clamped, set by set: {direct}" if direct else ""
     return f"{verdict}{len(known)} random sets lie {span}: {listed}. Sets are rows, not more trials of one arm."
 
 

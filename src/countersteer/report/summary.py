@@ -17,10 +17,11 @@ import numpy as np
 from countersteer.core.fingerprint import rng
 from countersteer.core.trial import OK
 from countersteer.report.contrasts import contrasts
-from countersteer.report.metrics import measure, zero_event_effects
+from countersteer.report.metrics import METRICS, measure, zero_event_effects
 from countersteer.report.outcomes import Outcome, collect, counts, without_degraded
 from countersteer.report.questions import experiments
 from countersteer.report.whole import CAUTION, whole_responses
+from countersteer.statistics import holm
 from countersteer.store.reading import RunReader
 from countersteer.store.rows import PENDING
 
@@ -93,6 +94,7 @@ def _summarise(run: RunReader) -> dict[str, Any]:
         "arms": {name: one(name) for name in arms},
         "contrasts": compared,
         "contrasts_without_degraded": again,
+        "detectors_against_random": _against_random(arms, described, effects, draws),
         "calibration": calibration(run),
         "whole_response": None if rated is None else {"judge": rated.judge, "rule": rated.rule, "caution": CAUTION},
         "experiments": experiments(run),
@@ -113,6 +115,26 @@ def judging(run: RunReader) -> dict[str, Any] | None:
     if not used["requests"]:
         return None
     return {**used, "usd": None if used["unpriced"] else used["usd"]}
+
+
+def _against_random(
+    arms: Mapping[str, Sequence[Outcome]], described: Mapping[str, Any], effects: Mapping[str, float], draws: Any
+) -> dict[str, Any]:
+    """The first arm that clamps detectors against every random set, set by set: rows as in `contrasts`."""
+    rules = {name: settings.get("clamp_rule") for name, settings in described.items()}
+    own = next((name for name, rule in rules.items() if isinstance(rule, str)), None)
+    sets = [name for name, rule in rules.items() if isinstance(rule, Mapping)]
+    if own is None:
+        return {}
+    found = {
+        name: contrasts({name: arms[name], own: arms[own]}, name, effects=effects, rng=partial(draws, name))[own]
+        for name in sets
+    }
+    for metric in METRICS:
+        adjusted = holm([rows[metric]["p"] for rows in found.values()])
+        for rows, p in zip(found.values(), adjusted, strict=True):
+            rows[metric] |= {"p_holm": p, "arm": own}
+    return found
 
 
 def _facts(outcomes: Sequence[Outcome]) -> dict[str, Any]:
