@@ -26,8 +26,21 @@ BELOW: dict[str, set[str]] = {
     "report": {"core", "statistics", "judging", "store"},
     "serving": {"core", "edits", "engines"},
     "defence": {"core", "edits", "statistics", "organism", "sources", "engines", "judging", "store", "report"},
-    "cli": {"core", "edits", "statistics", "organism", "sources", "engines", "judging", "store", "studies", "report",
-            "finetune", "serving", "defence"},  # fmt: skip
+    "cli": {
+        "core",
+        "edits",
+        "statistics",
+        "organism",
+        "sources",
+        "engines",
+        "judging",
+        "store",
+        "studies",
+        "report",
+        "finetune",
+        "serving",
+        "defence",
+    },
 }
 """Which layers each layer may import. The organism's paths and prompts are data that need no torch."""
 NO_TORCH = ("core", "statistics", "judging", "store", "report", "cli")
