@@ -37,7 +37,7 @@ def data(
     said = "".join(f"\n{'leak' if leak['grave'] else 'note'}: {leak['text']}" for leak in leaks) or "\nno leaks"
     emit({"trait": loaded.name, "threat": loaded.threat, "splits": dict(splits), "categories": kinds, "leaks": leaks,
           "digest": loaded.digest}, as_json=as_json,
-         text=f"{loaded.name}: {loaded.description}\n{table(rows)}{said}")  # fmt: skip
+         text=f"against {loaded.threat}, for {loaded.description}\n{table(rows)}{said}")  # fmt: skip
     if any(leak["grave"] for leak in leaks):
         raise typer.Exit(2)
 
