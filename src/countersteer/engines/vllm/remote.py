@@ -33,7 +33,7 @@ REST_SECONDS = 20.0
 ROUNDS, PAUSE = 3, 1.0
 """How often all servers are tried before a request fails, and the seconds before the second round (then twice that)."""
 CONNECTIONS = 256
-"""Most connections at once; further requests wait here. More would run into limits on open files."""
+"""Most requests on their way at once; further ones wait here, where waiting costs nothing."""
 IDENTITY = ("model_fingerprint", "dtype", "quantisation", "template_hash", "engine")
 
 
@@ -66,6 +66,7 @@ class RemoteEngine:
 
     def __init__(self, servers: list[Server], bridge: Bridge, client: httpx.AsyncClient) -> None:
         self.servers, self.bridge, self.client = servers, bridge, client
+        self.room = asyncio.Semaphore(CONNECTIONS)
 
     @property
     def family(self) -> str:
@@ -182,9 +183,10 @@ class RemoteEngine:
         _check(request)
 
         async def on(server: Server) -> Completion:
-            async for chunk in self._lines(server, request):
-                if chunk.completion is not None:
-                    return chunk.completion
+            async with self.room:
+                async for chunk in self._lines(server, request):
+                    if chunk.completion is not None:
+                        return chunk.completion
             raise _Unreachable("the stream broke off")
 
         out: Completion = await self._anywhere(on)
@@ -196,11 +198,12 @@ class RemoteEngine:
         while True:
             server, begun = await self._choose(tried), False
             try:
-                async for chunk in self._lines(server, request):
-                    begun = True
-                    yield chunk
-                    if chunk.completion is not None:
-                        return
+                async with self.room:
+                    async for chunk in self._lines(server, request):
+                        begun = True
+                        yield chunk
+                        if chunk.completion is not None:
+                            return
                 raise _Unreachable("the stream broke off")
             except _Unreachable as error:
                 self._down(server, tried, error)
@@ -323,7 +326,7 @@ def load_remote(urls: Sequence[str], *, api_key: str | None = None, timeout: flo
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     async def start() -> RemoteEngine:
-        limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=64)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         times = httpx.Timeout(timeout, connect=10.0, pool=None)
         engine = RemoteEngine(servers, bridge, httpx.AsyncClient(headers=headers, timeout=times, limits=limits))
         answered = []
