@@ -69,7 +69,7 @@ if __name__ == "__main__":
 
     def run(which: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, str(script), which], env=environment, capture_output=True, text=True, timeout=900
+            [sys.executable, str(script), which], env=environment, capture_output=True, text=True, timeout=1800
         )
 
     vanilla = run("vanilla")
