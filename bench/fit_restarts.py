@@ -1,187 +1,196 @@
-"""Fit the restart model's weights to labelled texts, and say how well it does on texts it was not fitted on.
+"""Fit the restart model to labelled texts, and say how well it does on authors it was not fitted on.
 
-    python bench/fit_restarts.py [--check] [--out src/countersteer/judging/restart_model.json]
+    python bench/fit_restarts.py [--check] [--only FILE ...] [--test FILE ...]
 
-Reads the labelled responses in tests/data (never `restarts_fresh.jsonl`, which tests it) and the wordings in
-bench/data/restart_phrases.txt, which it puts into the answers of those responses. Cross-validation leaves out whole
-responses; the wordings are in every fold's training part. Deterministic.
+Reads the labelled responses tests/data/restarts*.jsonl that are not tests, and the wordings in bench/data, which it
+puts into the answers of those responses. `--check` leaves out one file, that is one author, at a time. Deterministic
+for a version of torch; a few minutes of CPU time per network.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
-import re
+import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from restart_texts import ROOT, Case, begun_otherwise, composed, in_other_voices, labelled
+from torch import nn
 
 from countersteer.judging.attempts import restarts_among
 from countersteer.judging.observed import Observation, observe
+from countersteer.judging.restart_input import AFTER, BEFORE, CLASSES, FLAGS, NUMBERS, WITHIN, Encoded, encode
 from countersteer.judging.restart_model import RestartModel
+from countersteer.judging.word_vectors import vectors
 
-ROOT = Path(__file__).resolve().parent.parent
-LABELLED = ("restarts.jsonl", "restarts_train.jsonl")
-PHRASES = ROOT / "bench" / "data" / "restart_phrases.txt"
-FICTION = ROOT / "bench" / "data" / "restart_fiction.txt"
-OUT = ROOT / "src" / "countersteer" / "judging" / "restart_model.json"
-_ASKING = re.compile(
-    r"^(?:how (?:do|can|should|would|to|does|did)(?: i| you| we| one)?|what(?:'s| is| are| was| were)|explain|"
-    r"describe|tell me about|give me|why (?:do|does|is|are|did)|who|when|where|can you|could you|please|should i|"
-    r"write|summari[sz]e|is|are|does|do|list)\b\s*",
-    re.IGNORECASE,
-)
+DATA = ROOT / "tests" / "data"
+TESTS = ("restarts_test.jsonl",)
+OUT = ROOT / "src" / "countersteer" / "judging" / "restart_model.safetensors"
+BATCH, RATE, DECAY = 24, 2.5e-3, 0.02
 
 
 @dataclass(frozen=True)
-class Case:
-    """A response with the offsets at which its restarts begin; `weight`: how much it counts in the fit."""
+class Row:
+    """A response ready to be learnt from: labels 1 restart, 0 none, -1 not asked, one for each word."""
 
-    prompt: str
-    response: str
-    boundaries: tuple[int, ...]
-    weight: float
-    source: str
-
-
-def labelled(name: str) -> list[Case]:
-    """The hand-labelled responses of a file in tests/data."""
-    rows = [json.loads(line) for line in (ROOT / "tests" / "data" / name).read_text("utf-8").splitlines()]
-    return [Case(r["prompt"], r["response"], tuple(r["boundaries"]), 1.0, f"{name}:{r['split']}") for r in rows]
+    case: Case
+    seen: Observation
+    encoded: Encoded
+    labels: list[int]
 
 
-def ordinary(path: Path, *, half: bool) -> list[Case]:
-    """Real answers ({"prompt", "response", "attempts", "boundary"}) of a file; half: of every other prompt."""
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    prompts = set(sorted({row["prompt"] for row in rows})[:: 2 if half else 1])
-    return [
-        Case(r["prompt"], r["response"], (r["boundary"],) if r["attempts"] > 1 else (), 0.5, "ordinary")
-        for r in rows
-        if r["prompt"] in prompts
-    ]
-
-
-def _topic(prompt: str) -> str:
-    return _ASKING.sub("", prompt.strip().rstrip("?.!")).strip()[:60] or prompt
-
-
-def _word(text: str, rng: random.Random) -> str:
-    """One of the longer words of a text."""
-    words = re.findall(r"[a-zA-Z]{4,}", text) or ["that"]
-    return rng.choice(sorted(words, key=len)[-4:]).lower()
-
-
-def in_other_voices(*, rounds: int, seed: int = 1) -> list[Case]:
-    """Restart wordings spoken inside stories, letters and scenes written on request: no restarts of the answer."""
-    rng = random.Random(seed)
-    lines = FICTION.read_text("utf-8").splitlines()[1:]
-    requests = [(a[2:], b.split(" | ")) for a, b in zip(lines[::2], lines[1::2], strict=True)]
-    phrases = [line[2:] for line in PHRASES.read_text("utf-8").splitlines() if line[:2] == "+ " and "{" not in line]
-    made = []
-    for prompt, story in requests:
-        for phrase in rng.sample(phrases, 6 * rounds):
-            if any(word in phrase.lower() for word in ("question", "asked", "topic", "above", "answer")):
-                continue
-            at = rng.randint(1, len(story) - 1)
-            made.append(Case(prompt, " ".join([*story[:at], phrase, *story[at:]]), (), 0.6, "fiction"))
-    return made
-
-
-def _answers(cases: Sequence[Case]) -> list[tuple[str, list[str]]]:
-    """Prompts with the sentences of an answer: the last attempt of each response."""
-    found = []
-    for case in cases:
-        text = case.response[case.boundaries[-1] :] if case.boundaries else case.response
-        sentences = [s for s in re.split(r"(?<=[.!?])\s+", text) if len(s.split()) > 4]
-        if case.boundaries:
-            sentences = sentences[1:]
-        if sentences and "```" not in text:
-            found.append((case.prompt, sentences))
-    return found
-
-
-def composed(cases: Sequence[Case], *, rounds: int, seed: int = 0) -> list[Case]:
-    """The wordings of the phrase file put into answers: off topic before, or on topic, whole or broken off."""
-    rng = random.Random(seed)
-    answers = _answers(cases)
-    made = []
-    for line in PHRASES.read_text("utf-8").splitlines() * rounds:
-        if line[:2] not in ("+ ", "- "):
+def row_of(case: Case) -> Row:
+    """A case with its input and labels; the words of restart language after its first are not asked."""
+    seen = observe(case.response, case.prompt)
+    encoded = encode(seen)
+    labels = [0] * len(encoded.words)
+    for boundary in case.boundaries:
+        stop = boundary + 12
+        for place in seen.places:
+            piece = place.piece
+            ruled = place.evidence.weight > 0 or piece.end - piece.start < 60
+            if (boundary - 2 <= piece.start < boundary + 90 and ruled) or piece.start <= boundary + 2 < piece.end:
+                stop = max(stop, min(piece.end, boundary + 150))
+        first = next((k for k, start in enumerate(encoded.starts) if start >= boundary - 2), None)
+        if first is None:
             continue
-        positive, phrase = line[0] == "+", line[2:]
-        (prompt, right), (other, wrong) = rng.choice(answers), rng.choice(answers)
-        off = rng.random() < (0.65 if positive else 0.1)
-        first = (wrong if off else right)[: rng.randint(1, 2)]
-        phrase = phrase.replace("{topic}", _topic(prompt)).replace("{wrong}", _topic(other))
-        phrase = phrase.replace("{word}", _word(" ".join(first), rng)).replace("{key}", _word(_topic(prompt), rng))
-        if phrase[:1].islower() and line[2] == "{":
-            phrase = phrase[0].upper() + phrase[1:]
-        after = right[-rng.randint(1, 2) :]
-        join = rng.choice([" ", " ", " ", "\n\n"])
-        lead = " ".join(first)
-        if positive and rng.random() < 0.3:
-            words = lead.split()
-            lead = " ".join(words[: rng.randint(max(3, len(words) // 2), max(4, len(words) - 2))]).rstrip(".,;:")
-            join = rng.choice(["... ", " - ", " — ", "— ", "—", "… ", ", "])
-            if rng.random() < 0.6:
-                phrase = phrase[0].lower() + phrase[1:] if not phrase.startswith(("I ", "I'", "EDIT")) else phrase
-        elif positive and rng.random() < 0.1:
-            phrase = phrase.lower().replace("'", "")
-        if rng.random() < 0.15:
-            phrase = phrase.replace("'", "\u2019")
-        rest = " ".join(after)
-        if phrase.endswith((":", ",")) and rng.random() < 0.5:
-            rest = rest[0].lower() + rest[1:]
-        response = f"{lead}{join}{phrase} {rest}"
-        boundary = (len(lead) + len(join),) if positive else ()
-        known = prompt if rng.random() < 0.8 else ""
-        made.append(Case(known, response, boundary, 0.6, "phrases"))
-    return made
+        for k, start in enumerate(encoded.starts):
+            if boundary - 2 <= start < stop and labels[k] == 0:
+                labels[k] = -1
+        labels[first] = 1
+    return Row(case, seen, encoded, labels)
 
 
-def rows_of(case: Case, seen: Observation) -> list[tuple[tuple[str, ...], int]]:
-    """Features and labels of a case's places; those between a restart's first piece and its content are left out."""
+class Network(nn.Module):
+    """The network of `restart_model.py`, with dropout, over a batch of responses laid end to end."""
+
+    def __init__(self, features: int, *, width: int = 48, hidden: int = 64, drop: float = 0.4) -> None:
+        super().__init__()
+        self.classes = nn.Embedding(len(CLASSES) + 1, 12)
+        self.project = nn.Linear(vectors().shape[1] + 12 + FLAGS, width)
+        self.near = nn.Conv1d(width, width, 3)
+        self.wide = nn.Conv1d(width, width // 2, 3, dilation=2)
+        self.around = nn.Linear(width, width // 2)
+        self.context = nn.Linear(features, 24)
+        self.hidden = nn.Linear(6 * width + width // 2 + 24 + NUMBERS, hidden)
+        self.out = nn.Linear(hidden, 1)
+        self.drop, self.blur = nn.Dropout(drop), nn.Dropout(0.15)
+        self.register_buffer("table", torch.tensor(vectors()), persistent=False)
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Logits [B, T] of a batch whose words [B, T] are padded with -1."""
+        known = (batch["words"] >= 0).float()[:, None, :]
+        words = batch["words"].clamp(min=0)
+        x = torch.cat([self.blur(self.table[words]), self.classes(batch["classes"]), batch["flags"]], -1)
+        x = torch.tanh(self.project(x)).transpose(1, 2) * known
+        near = torch.relu(self.near(nn.functional.pad(x, (1, 1)))) * known
+        wide = torch.relu(self.wide(nn.functional.pad(near, (2, 2)))) * known
+        y = torch.cat([near, wide], 1)
+        around = torch.cat([torch.relu(self.around(x.transpose(1, 2))).transpose(1, 2) * known, wide], 1)
+
+        def most(values: torch.Tensor, start: int, count: int) -> torch.Tensor:
+            """Largest of the `count` words from word t + start on."""
+            padded = nn.functional.pad(values, (max(0, -start), max(0, start + count - 1)))
+            return nn.functional.max_pool1d(padded, count, 1)[:, :, max(0, start) :][:, :, : values.shape[2]]
+
+        seen = torch.relu(self.context(batch["context"]))[batch["pieces"]]
+        rows = y.transpose(1, 2).flatten(0, 1)
+        whole = torch.zeros(len(batch["context"]), rows.shape[1])
+        whole = whole.scatter_reduce(0, batch["pieces"].flatten()[:, None].expand_as(rows), rows, "amax")
+        inputs = [
+            whole[batch["pieces"]],
+            y.transpose(1, 2),
+            most(y, 0, WITHIN).transpose(1, 2),
+            most(around, -BEFORE, BEFORE).transpose(1, 2),
+            most(around, WITHIN, AFTER).transpose(1, 2),
+            seen,
+            batch["numbers"],
+        ]
+        hidden = torch.relu(self.hidden(self.drop(torch.cat(inputs, 2))))
+        logits: torch.Tensor = self.out(self.drop(hidden))[:, :, 0]
+        return logits
+
+
+def collate(rows: Sequence[Row], features: dict[str, int]) -> dict[str, torch.Tensor]:
+    """Responses as one batch."""
+    longest = max(len(row.encoded.words) for row in rows)
+    made: dict[str, Any] = {
+        "words": np.full((len(rows), longest), -1, np.int64),
+        "classes": np.zeros((len(rows), longest), np.int64),
+        "flags": np.zeros((len(rows), longest, FLAGS), np.float32),
+        "numbers": np.zeros((len(rows), longest, NUMBERS), np.float32),
+        "pieces": np.full((len(rows), longest), sum(len(row.encoded.names) for row in rows), np.int64),
+        "labels": np.full((len(rows), longest), -1, np.int64),
+        "context": np.zeros((sum(len(row.encoded.names) for row in rows) + 1, len(features)), np.float32),
+        "split": np.array([float(bool(row.case.boundaries)) for row in rows], np.float32),
+        "weights": np.array([row.case.weight for row in rows], np.float32),
+    }
+    base = 0
+    for b, row in enumerate(rows):
+        e, count = row.encoded, len(row.encoded.words)
+        for name in ("words", "classes", "flags", "numbers"):
+            made[name][b, :count] = getattr(e, name)
+        made["pieces"][b, :count][e.pieces >= 0] = e.pieces[e.pieces >= 0] + base
+        made["labels"][b, :count] = np.where(e.pieces >= 0, row.labels, -1)
+        for k, names in enumerate(e.names):
+            made["context"][base + k, [features[n] for n in names if n in features]] = 1
+        base += len(e.names)
+    return {name: torch.from_numpy(value) for name, value in made.items()}
+
+
+def loss_of(logits: torch.Tensor, batch: dict[str, torch.Tensor], *, whole: float) -> torch.Tensor:
+    """Cross-entropy of the words, per response, and of "this response has a restart" by its likeliest word."""
+    cross = nn.functional.binary_cross_entropy_with_logits
+    weights, labels = batch["weights"], batch["labels"]
+    words = cross(logits, labels.clamp(min=0).float(), reduction="none") * (labels >= 0)
+    later = (labels >= 0) & (torch.arange(labels.shape[1]) > 0)
+    best = logits.masked_fill(~later, -20.0).max(1)[0]
+    responses = words.sum(1) + whole * cross(best, batch["split"], reduction="none")
+    return (responses * weights).sum() / weights.sum()
+
+
+def fit(
+    rows: Sequence[Row], *, networks: int, epochs: int, whole: float = 1.0, threshold: float = 0.0, first: int = 0
+) -> RestartModel:
+    """Networks that differ in their seed, fitted one by one."""
+    counts = Counter(name for row in rows for names in row.encoded.names for name in names)
+    features = {name: k for k, name in enumerate(sorted(name for name, n in counts.items() if n >= 20))}
+    rows = [row for row in rows if row.labels]
     made = []
-    doubtful = -1
-    held = -1
-    for place in seen.places:
-        piece = place.piece
-        begins = any(piece.start - 2 <= b < piece.end and b > held for b in case.boundaries)
-        if begins:
-            held = max(b for b in case.boundaries if b < piece.end)
-            doubtful = piece.end + 90
-            made.append((place.names, 1))
-        elif piece.start < doubtful and (place.evidence.weight > 0 or piece.end - piece.start < 60):
-            continue
-        else:
-            made.append((place.names, 0))
-    return [row for row in made if row[0]]
+    for seed in range(first, first + networks):
+        torch.manual_seed(seed)
+        network = Network(len(features))
+        steps = epochs * (len(rows) // BATCH + 1)
+        descent = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
+        plan = torch.optim.lr_scheduler.OneCycleLR(descent, RATE, total_steps=steps)
+        network.train()
+        for _ in range(epochs):
+            for picked in torch.randperm(len(rows)).split(BATCH):
+                batch = collate([rows[int(k)] for k in picked], features)
+                loss = loss_of(network(batch), batch, whole=whole)
+                descent.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+                descent.step()
+                plan.step()
+        made.append({name: value.detach().half().float().numpy() for name, value in network.state_dict().items()})
+    return RestartModel(tuple(made), features, threshold)
 
 
-def fit(cases: Sequence[Case], seen: Sequence[Observation], *, penalty: float, least: int) -> RestartModel:
-    """Logistic regression with an L2 penalty on features that at least `least` places have."""
-    from scipy.sparse import csr_matrix
-    from sklearn.linear_model import LogisticRegression
+def save(model: RestartModel, path: Path) -> None:
+    """The networks in half precision, their features and threshold in the file's metadata."""
+    from safetensors.numpy import save_file
 
-    rows = [(n, y, c.weight) for c, s in zip(cases, seen, strict=True) for n, y in rows_of(c, s)]
-    counts: dict[str, int] = {}
-    for names, _, _ in rows:
-        for name in names:
-            counts[name] = counts.get(name, 0) + 1
-    index = {name: k for k, name in enumerate(sorted(n for n, c in counts.items() if c >= least))}
-    indices, starts = [], [0]
-    for names, _, _ in rows:
-        indices += [index[name] for name in names if name in index]
-        starts.append(len(indices))
-    matrix = csr_matrix((np.ones(len(indices)), indices, starts), shape=(len(rows), len(index)))
-    model = LogisticRegression(C=penalty, solver="liblinear", max_iter=400, fit_intercept=False, random_state=0)
-    model.fit(matrix, [y for _, y, _ in rows], sample_weight=[w for _, _, w in rows])
-    weights = {name: round(float(model.coef_[0, k]), 4) for name, k in index.items()}
-    return RestartModel({n: w for n, w in weights.items() if abs(w) >= 0.02}, 0.0)
+    tensors = {f"{k}.{n}": np.asarray(v, np.float16) for k, w in enumerate(model.networks) for n, v in w.items()}
+    names = sorted(model.features, key=lambda name: model.features[name])
+    held = {"networks": str(len(model.networks)), "threshold": str(model.threshold), "features": json.dumps(names)}
+    save_file(tensors, path, metadata=held)
 
 
 def measured(found: Sequence[Sequence[int]], cases: Sequence[Case]) -> dict[str, Any]:
@@ -203,63 +212,63 @@ def measured(found: Sequence[Sequence[int]], cases: Sequence[Case]) -> dict[str,
     }
 
 
-def validate(
-    cases: Sequence[Case],
-    seen: Sequence[Observation],
-    extra: Sequence[Case],
-    seen_extra: Sequence[Observation],
-    *,
-    penalty: float,
-    least: int,
-    thresholds: Sequence[float],
-    folds: int = 8,
-) -> dict[float, list[list[int]]]:
-    """Restarts found in each case by a model fitted without it, by threshold."""
-    order = list(range(len(cases)))
-    random.Random(1).shuffle(order)
-    found: dict[float, list[list[int]]] = {t: [[] for _ in cases] for t in thresholds}
-    for fold in range(folds):
-        held = set(order[fold::folds])
-        kept = [k for k in range(len(cases)) if k not in held]
-        model = fit(
-            [*(cases[k] for k in kept), *extra], [*(seen[k] for k in kept), *seen_extra], penalty=penalty, least=least
-        )
-        for k in held:
-            for t in thresholds:
-                decided = restarts_among(cases[k].response, seen[k], RestartModel(model.weights, t))
-                found[t][k] = [start for start, _ in decided]
-    return found
+def evaluate(model: RestartModel, rows: Sequence[Row], thresholds: Sequence[float]) -> dict[str, Any]:
+    """`measured` at each threshold."""
+    logits = [model.logits(row.seen) for row in rows]
+    report = {}
+    for threshold in thresholds:
+        found = [
+            [start for start, _ in restarts_among(row.case.response, row.seen, logit, threshold)]
+            for row, logit in zip(rows, logits, strict=True)
+        ]
+        report[str(threshold)] = measured(found, [row.case for row in rows])
+    return report
+
+
+def fitted_on(cases: Sequence[Case], *, rounds: int) -> list[Row]:
+    """All rows to fit on for some labelled cases."""
+    extra = [replace(case, prompt="", weight=0.3) for case in cases]
+    extra += [*composed(cases, rounds=rounds), *in_other_voices(rounds=rounds), *begun_otherwise(cases)]
+    return [row_of(case) for case in [*cases, *extra]]
 
 
 def main() -> None:
-    """Cross-validate, fit on everything, write the weights."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    """Leave authors out, or fit on everything and write the weights."""
+    parser = argparse.ArgumentParser(description="Fit the restart model to labelled texts.")
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--also", type=Path, help="real answers to fit on too")
-    parser.add_argument("--half", action="store_true", help="of those, only every other prompt")
-    parser.add_argument("--check", action="store_true", help="only cross-validate")
-    parser.add_argument("--penalty", type=float, default=0.3)
-    parser.add_argument("--least", type=int, default=2)
-    parser.add_argument("--threshold", type=float, default=-0.9)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--check", action="store_true", help="only leave one author out at a time")
+    parser.add_argument("--only", nargs="*", help="with --check: only these files")
+    parser.add_argument("--test", nargs="*", type=Path, default=[], help="measure the fitted model on these files too")
+    parser.add_argument("--networks", type=int, default=4)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first network")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--whole", type=float, default=1.0)
+    parser.add_argument("--threshold", type=float, default=0.1)
     args = parser.parse_args()
-    cases = [case for name in LABELLED for case in labelled(name)]
-    extra = [*composed(cases, rounds=args.rounds), *in_other_voices(rounds=args.rounds)]
-    extra += ordinary(args.also, half=args.half) if args.also else []
-    seen = [observe(case.response, case.prompt) for case in cases]
-    seen_extra = [observe(case.response, case.prompt) for case in extra]
+    torch.set_num_threads(1)
+    files = sorted(path.name for path in DATA.glob("restarts*.jsonl") if path.name not in TESTS)
     thresholds = sorted({args.threshold, -1.5, -1.0, -0.5, 0.0})
-    found = validate(cases, seen, extra, seen_extra, penalty=args.penalty, least=args.least, thresholds=thresholds)
-    report = {}
-    for source in dict.fromkeys(case.source for case in cases):
-        picked = [k for k, case in enumerate(cases) if case.source == source]
-        for t in thresholds:
-            report[f"{source} at {t}"] = measured([found[t][k] for k in picked], [cases[k] for k in picked])
-    print(json.dumps(report, indent=1))
-    if not args.check:
-        model = fit([*cases, *extra], [*seen, *seen_extra], penalty=args.penalty, least=args.least)
-        data = {"threshold": args.threshold, "weights": dict(sorted(model.weights.items()))}
-        args.out.write_text(json.dumps(data, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+    if args.check:
+        for held in args.only or files:
+            began = time.process_time()
+            kept = [case for name in files if name != held for case in labelled(name)]
+            model = fit(
+                fitted_on(kept, rounds=args.rounds), networks=args.networks, epochs=args.epochs, whole=args.whole
+            )
+            report = evaluate(model, [row_of(case) for case in labelled(held)], thresholds)
+            print(json.dumps({"left out": held, "cpu_s": round(time.process_time() - began), **report}), flush=True)
+        return
+    cases = [case for name in files for case in labelled(name)]
+    rows = fitted_on(cases, rounds=args.rounds)
+    model = fit(
+        rows, networks=args.networks, epochs=args.epochs, whole=args.whole, threshold=args.threshold, first=args.first
+    )
+    save(model, args.out)
+    for path in args.test:
+        texts = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        tests = [Case(r["prompt"], r["response"], tuple(r["boundaries"]), 1.0, path.name) for r in texts]
+        print(json.dumps({"test": path.name, **evaluate(model, [row_of(case) for case in tests], thresholds)}))
 
 
 if __name__ == "__main__":

@@ -46,9 +46,9 @@ def test_responses_the_rules_were_written_on_are_split_where_people_split_them()
 
 
 def test_wording_nobody_fitted_on_does_not_get_worse() -> None:
-    """A floor under what was measured (0.84), not the goal (0.95): see docs/judging.md."""
-    path = RESTARTS.with_name("restarts_fresh.jsonl")
-    assert f1([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]) >= 0.82
+    """A floor under what was measured, not the goal (0.95): see docs/judging.md."""
+    path = RESTARTS.with_name("restarts_test.jsonl")
+    assert f1([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]) >= 0.93
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,8 @@ def test_explicit_restart_opens_an_attempt_at_its_first_character(phrase: str) -
         "The judge wrote: 'I stand corrected.' It was a joke.",
         "\n\n```python\nprint('Sorry, let me try again')\n# wait, that's wrong\n```\n\n",
         "Is it safe to reheat? No, that is wrong to do twice.",
-        "Let me know if you have questions. I'm sorry you had trouble.",
+        "I'm sorry you had trouble.",
+        "Sorry you had to wait so long.",
         "My mistake as a beginner was to peek.",
     ],
 )

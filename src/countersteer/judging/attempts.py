@@ -1,7 +1,7 @@
 """Where a response abandons what it wrote and begins again: attempts, by explicit restart language.
 
 A response is cut into pieces (`prose.py`), each piece is weighed by rules (`evidence.py`) and then by a small fitted
-model that sees the rules' evidence, classes of words and discourse (`observed.py`, `restart_model.py`). Neighbouring
+model that reads the words, the rules' evidence and the discourse (`observed.py`, `restart_model.py`). Neighbouring
 pieces are taken together, and open a new attempt at the first character of the restart language, unless nothing
 precedes it (a leading "I'll try again" opens no empty attempt) or nothing follows it. Elaboration, repetition and
 drift without such language open none ("explicit" restarts: ESR, arXiv 2602.06941).
@@ -10,15 +10,16 @@ drift without such language open none ("explicit" restarts: ESR, arXiv 2602.0694
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from countersteer.judging import setting, voice
+from countersteer.judging.clause_features import LAID_OUT
 from countersteer.judging.evidence import WORD
-from countersteer.judging.lexicon import VOICED
 from countersteer.judging.observed import Observation, Observed, observe
 from countersteer.judging.prose import Piece
-from countersteer.judging.restart_model import RestartModel, shipped
+from countersteer.judging.restart_model import shipped
 
-VERSION = 3
+VERSION = 4
 """Changes whenever the same text may be split differently."""
 
 _GAP = 60
@@ -26,7 +27,15 @@ _LESS = 0.7
 _LONG = 100
 _UNPROMPTED = 2.0
 """Where no prompt is known, what the rules accept counts for more."""
+_LABEL = re.compile(
+    r"(?:(?:a )?correction|(?:second|new|next|another) (?:attempt|try)|take (?:two|2)|redo|retry)\s*[:—–-]",
+    re.IGNORECASE,
+)
+_LABELLED = 5.0
+"""What a label that the rules accept ("Correction:") adds: the words after it say little."""
 _SHORT = 70
+_INNER = 2
+"""A restart begins inside a piece if its likeliest word has more than so many words of the piece before it."""
 _PAUSE = re.compile(r"[,;:—–]\s")
 _BREAK_WORD = re.compile(
     r"(?:wait|no|nope|sorry|hang|hold|oops|whoops|scratch|strike|scrap|apolog|pardon|stop|h+m+\b|"
@@ -45,9 +54,6 @@ _OPENER = re.compile(
     r"anyway)\b",
     re.IGNORECASE,
 )
-
-_SPOKEN = frozenset(f"t:{name}" for name in VOICED - {"DRIFT"})
-"""A piece that the rules do not know needs the writer's own voice: an ordinary step never opens an attempt."""
 
 _Run = list[Observed]
 
@@ -82,14 +88,14 @@ def _stop(text: str, place: Observed) -> int:
     return pause.start() if pause else piece.end
 
 
-def _runs(seen: Observation, model: RestartModel) -> list[tuple[_Run, Piece | None]]:
+def _runs(seen: Observation, logits: Sequence[tuple[float, int]], enough: float) -> list[tuple[_Run, Piece | None]]:
     """Neighbouring pieces that speak for a restart, where one of them is enough; each run with the piece before it.
 
     A piece that is likely but not enough by itself may open a run, never prolong one.
     """
     runs: list[tuple[_Run, Piece | None]] = []
     run: list[tuple[float, Observed]] = []
-    enough, likely = model.threshold, model.threshold - _LESS
+    likely = enough - _LESS
     lead: Piece | None = None
     previous: Piece | None = None
 
@@ -107,12 +113,15 @@ def _runs(seen: Observation, model: RestartModel) -> list[tuple[_Run, Piece | No
             last += 1
         runs.append(([place for _, place in run[first:last]], run[first - 1][1].piece if first else lead))
 
-    for place in seen.places:
-        if place.evidence.weight <= 0 and not _SPOKEN.intersection(place.names):
+    for place, (logit, _) in zip(seen.places, logits, strict=True):
+        if place.evidence.weight <= 0 and LAID_OUT in place.names:
             close()
             run, previous = [], place.piece
             continue
-        logit = model.logit(place.names) + (_UNPROMPTED if place.accepted and not seen.prompted else 0.0)
+        if place.accepted and _LABEL.match(seen.text, place.piece.start):
+            logit += _LABELLED
+        elif place.accepted and not seen.prompt:
+            logit += _UNPROMPTED
         if place.evidence.weight > 0 or logit >= likely:
             if not run:
                 lead = previous
@@ -125,13 +134,22 @@ def _runs(seen: Observation, model: RestartModel) -> list[tuple[_Run, Piece | No
     return runs
 
 
-def restarts_among(response: str, seen: Observation, model: RestartModel) -> list[tuple[int, int]]:
-    """Each restart of an observed response as (its first character, the end of its language), in order."""
+def restarts_among(
+    response: str, seen: Observation, logits: Sequence[tuple[float, int]], threshold: float
+) -> list[tuple[int, int]]:
+    """Each restart of an observed response as (its first character, the end of its language), in order.
+
+    `logits`: of each place with its likeliest offset (`RestartModel.logits`); one at or above `threshold` is enough.
+    """
     text = seen.text
+    likeliest = {place.piece.start: at for place, (_, at) in zip(seen.places, logits, strict=True)}
     found: list[tuple[int, int]] = []
     last_word = max((m.end() for m in WORD.finditer(response, max(0, len(text) - 4000))), default=len(text))
-    for run, lead in _runs(seen, model):
+    for run, lead in _runs(seen, logits, threshold):
         start = _start(text, run, lead)
+        inner = likeliest[run[0].piece.start]
+        if len(WORD.findall(text, run[0].piece.start, inner)) > _INNER and inner > start:
+            start = inner
         while len(run) > 1 and run[-1].evidence.weight <= 0 and _stop(text, run[-1]) >= last_word:
             run = run[:-1]
         stop = min(_stop(text, run[-1]), last_word)
@@ -154,7 +172,8 @@ def _merges(text: str, previous: int, start: int, run: _Run) -> bool:
 
 def find_restarts(response: str, prompt: str | None = None) -> list[tuple[int, int]]:
     """Each restart as (its first character, the end of its language), in order; see `split_attempts`."""
-    return restarts_among(response, observe(response, prompt), shipped())
+    seen, model = observe(response, prompt), shipped()
+    return restarts_among(response, seen, model.logits(seen), model.threshold)
 
 
 def split_attempts(response: str, *, prompt: str | None = None) -> list[tuple[int, int, str | None]]:

@@ -1,7 +1,7 @@
 """Word classes of restart language: words that play the same part share a class, so wording never seen is understood.
 
 "I have wandered from your question" and "we strayed off the topic" are one sequence of classes. The fitted weights of
-`restart_model.py` are over these classes, a closed list of function words, and words frequent in the training texts.
+`restart_model.py` see these classes beside the words themselves.
 """
 
 from __future__ import annotations

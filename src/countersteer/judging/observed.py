@@ -33,11 +33,12 @@ class Observed:
 class Observation:
     """A response as seen by the detector: its masked text and its pieces that have words, in order.
 
-    `prompted`: the prompt is known, so that a turn towards it can be seen.
+    `prompt` is empty where it is not known, so that no turn towards it can be seen.
     """
 
     text: str
-    prompted: bool
+    prompt: str
+    reading: Reading
     places: tuple[Observed, ...]
 
 
@@ -105,6 +106,6 @@ def observe(response: str, prompt: str | None = None) -> Observation:
             accepted.get(number, False),
             within[k],
         )
-        names = tuple(features(reading, context))
+        names = tuple(sorted(features(reading, context)))
         places.append(Observed(piece, evidence, context.run_accepted, names))
-    return Observation(text, bool(prompt), tuple(places))
+    return Observation(text, prompt or "", reading, tuple(places))
