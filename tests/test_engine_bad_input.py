@@ -349,7 +349,7 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
         (lambda: cs.load_engine("no-such-organisation/no-such-model"), "no-such-model"),
         (lambda: cs.load_engine("vllm:some/model"), "vLLM"),
         (lambda: cs.load_engine(5), "int"),
-        (lambda: cs.load_engine(None), "NoneType"),
+        (lambda: cs.load_engine(None), "needs a model"),
         (lambda: cs.load_engine(torch.nn.Linear(2, 2)), "Linear"),
         (lambda: cs.load_engine(model, dtype="float64"), "in memory"),
         (lambda: cs.load_engine(model, places=0), "places"),

@@ -119,7 +119,7 @@ BAD = {
     BASE + '[engine]\nkind = "vllm"\nurls = ["http://a"]\ndtype = "float32"': "dtype was decided where",
     BASE + '[engine]\nkind = "vllm"\ndevice = "cpu"': "device is vLLM's own choice",
     BASE + '[engine]\nkind = "vllm"\nadapter = "a"': "adapter",
-    BASE + "[engine]\nkind = \"vllm\"\ntensor_parallel_size = 0": "[engine] tensor_parallel_size",
+    BASE + '[engine]\nkind = "vllm"\ntensor_parallel_size = 0': "[engine] tensor_parallel_size",
     BASE + "x =": "not valid TOML",
     "study = 3\n[arms.base]": "[study] should be",
 }
