@@ -99,14 +99,18 @@ def in_child(what: str, *arguments: object) -> dict[str, float]:
 
 
 def generation(count: int) -> dict[str, float]:
-    """CPU time of the organism's own generation per response, at the demo's settings."""
+    """CPU time of the organism's own generation per response of a trial, steered, at the demo's settings."""
     import countersteer as cs
     from countersteer import organism
 
-    prompts = [row["prompt"] for row in organism.prompts("howto")]
+    prompts, sae = [row["prompt"] for row in organism.prompts("howto")], cs.load_sae("organism")
     with cs.load_engine("organism") as engine:
         requests = [
-            cs.Request(prompt=prompts[i % len(prompts)], sampling=cs.Sampling(seed=i, max_tokens=128, temperature=0.6))
+            cs.Request(
+                prompt=prompts[i % len(prompts)],
+                intervention=cs.add(sae.latent(17 + i % 20), strength=4.0),
+                sampling=cs.Sampling(seed=i, max_tokens=128, temperature=0.6),
+            )
             for i in range(count)
         ]
         engine.run(requests[:8])
