@@ -155,15 +155,13 @@ def loss_of(logits: torch.Tensor, batch: dict[str, torch.Tensor], *, whole: floa
     return (responses * weights).sum() / weights.sum()
 
 
-def fit(
-    rows: Sequence[Row], *, networks: int, epochs: int, whole: float = 1.0, threshold: float = 0.0, first: int = 0
-) -> RestartModel:
+def fit(rows: Sequence[Row], *, networks: int, epochs: int, whole: float = 1.0, threshold: float = 0.0) -> RestartModel:
     """Networks that differ in their seed, fitted one by one."""
     counts = Counter(name for row in rows for names in row.encoded.names for name in names)
     features = {name: k for k, name in enumerate(sorted(name for name, n in counts.items() if n >= 20))}
     rows = [row for row in rows if row.labels]
     made = []
-    for seed in range(first, first + networks):
+    for seed in range(networks):
         torch.manual_seed(seed)
         network = Network(len(features))
         steps = epochs * (len(rows) // BATCH + 1)
@@ -240,10 +238,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="with --check: only these files")
     parser.add_argument("--test", nargs="*", type=Path, default=[], help="measure the fitted model on these files too")
     parser.add_argument("--networks", type=int, default=4)
-    parser.add_argument("--first", type=int, default=0, help="seed of the first network")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--whole", type=float, default=1.0)
     parser.add_argument("--threshold", type=float, default=0.1)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -253,17 +249,13 @@ def main() -> None:
         for held in args.only or files:
             began = time.process_time()
             kept = [case for name in files if name != held for case in labelled(name)]
-            model = fit(
-                fitted_on(kept, rounds=args.rounds), networks=args.networks, epochs=args.epochs, whole=args.whole
-            )
+            model = fit(fitted_on(kept, rounds=args.rounds), networks=args.networks, epochs=args.epochs)
             report = evaluate(model, [row_of(case) for case in labelled(held)], thresholds)
             print(json.dumps({"left out": held, "cpu_s": round(time.process_time() - began), **report}), flush=True)
         return
     cases = [case for name in files for case in labelled(name)]
     rows = fitted_on(cases, rounds=args.rounds)
-    model = fit(
-        rows, networks=args.networks, epochs=args.epochs, whole=args.whole, threshold=args.threshold, first=args.first
-    )
+    model = fit(rows, networks=args.networks, epochs=args.epochs, threshold=args.threshold)
     save(model, args.out)
     for path in args.test:
         texts = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
