@@ -195,9 +195,46 @@ def test_sampling_and_a_continued_cache(span: str) -> None:
     ids = torch.tensor([text])
     with torch.inference_mode():
         past = model(input_ids=ids[:, :-1], use_cache=True).past_key_values
-        with pytest.raises(RefusedError, match="outside the block"), cs.attach(model, steer.span(span)):
+        with pytest.raises(RefusedError, match="other texts"), cs.attach(model, steer.span(span)):
             model(input_ids=ids[:, -1:], past_key_values=past, use_cache=True)
+        # nor after a text of as many rows, nor an older cache of the block's own
+        with pytest.raises(RefusedError, match="other texts"), cs.attach(model, steer.span(span)):
+            generate(model, [text[:-2]])
+            model(input_ids=ids[:, -1:], past_key_values=past, use_cache=True)
+        with pytest.raises(RefusedError, match="other texts"), cs.attach(model, steer.span("all")):
+            older = model(input_ids=ids[:, :-1], use_cache=True).past_key_values
+            model(input_ids=ids[:, :4], use_cache=True)
+            model(input_ids=ids[:, -1:], past_key_values=older, use_cache=True)
     assert hooks_of(model) == {}
+
+
+@pytest.mark.parametrize("span", SPANS)
+def test_beams_without_a_cache_equal_beams_with_one(span: str) -> None:
+    """Every step reads whole texts again, in another order: the prompts and the receipt stay those of the texts."""
+    model = tiny("llama", seed=2)
+    texts = prompts(4, seed=25, high=16)
+    steer, _ = Maker(model, 1, texts[1]).make("add", seed=3)
+    how: dict[str, Any] = {"num_beams": 4, "max_new_tokens": 6}
+    with cs.attach(model, steer.span(span)) as cached:
+        expected = generate(model, texts, **how)
+    with cs.attach(model, steer.span(span)) as handle:
+        assert generate(model, texts, use_cache=False, **how) == expected
+    assert handle.receipt.layers[0].tokens_seen == cached.receipt.layers[0].tokens_seen
+    assert "generate" not in vars(model)
+
+
+def test_plain_forwards_that_grow_by_a_token_are_texts_of_their_own() -> None:
+    model = tiny("llama", seed=2)
+    ids = torch.tensor([prompts(3, seed=33, low=12, high=12)[2]])
+    steer, write = Maker(model, 1, ids[0].tolist()).make("add", seed=3)
+    write = replace(write, span="prompt")
+    with torch.inference_mode():
+        with cs.attach(model, steer.span("prompt")) as handle:
+            got = [model(input_ids=ids[:, :n], use_cache=False).logits[0] for n in range(5, 9)]
+        for n, logits in zip(range(5, 9), got, strict=True):
+            with plain_hooks(model, [write], n):
+                torch.testing.assert_close(logits, model(input_ids=ids[:, :n], use_cache=False).logits[0])
+    assert handle.receipt.layers[0].tokens_seen == 5 + 6 + 7 + 8
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])

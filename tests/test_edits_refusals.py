@@ -158,3 +158,29 @@ def test_fingerprint_follows_content() -> None:
     assert len(set(prints)) == len(prints)
     a, b = cs.add(cs.direction(v, layer=0), 1.0), cs.add(cs.direction(w, layer=0), 2.0)
     assert (a + b).fingerprint == (b + a).fingerprint != a.fingerprint
+
+
+@pytest.mark.parametrize("value", [np.float32(4), np.float64(4), np.int64(4), torch.tensor(4.0), torch.tensor([4])])
+def test_numbers_of_numpy_and_torch_are_numbers(value: object) -> None:
+    d = cs.direction([1.0, 2.0], layer=0)
+    assert cs.add(d, value).fingerprint == cs.add(d, 4.0).fingerprint  # type: ignore[arg-type]
+    assert cs.limit(d, high=value).fingerprint == cs.limit(d, high=4.0).fingerprint  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda d: cs.limit(d, low="a"),
+        lambda d: cs.limit(d, low=True),
+        lambda d: cs.add(d, torch.tensor([1.0, 2.0])),
+        lambda d: cs.direction("abc", layer=3),
+        lambda d: cs.direction([[1.0], [2.0, 3.0]], layer=3),
+        lambda d: cs.Gate(d.site, d.vector, "x"),
+        lambda d: cs.Gate(d.site, "abc", 0.5),
+        lambda d: cs.load_sae(None),
+    ],
+)
+def test_values_of_the_wrong_type_are_refused_in_one_line(call: object) -> None:
+    with pytest.raises(InputError) as caught:
+        call(cs.direction([1.0, 2.0], layer=0))  # type: ignore[operator]
+    assert "\n" not in str(caught.value)

@@ -63,6 +63,7 @@ BAD_REQUESTS: dict[str, Callable[[], Any]] = {
     "sampling-type": lambda: GOOD.with_(sampling=None),
     "sampling-dict": lambda: GOOD.with_(sampling={"temperature": 0}),
     "a-text": lambda: "hello",
+    "half-a-character": lambda: cs.Request(prompt="a\ud800b", template=False),
     "too-long": lambda: cs.Request(tokens=(5,) * 300, sampling=GREEDY),
 }
 
@@ -99,6 +100,9 @@ def test_a_bad_request_is_refused_in_one_line_and_the_engine_works_on(name: str)
         {"top_k": 2.5},
         {"repetition_penalty": 0.0},
         {"repetition_penalty": float("inf")},
+        {"repetition_penalty": 1e-300},
+        {"seed": -1},
+        {"seed": 1 << 63},
         {"seed": 1.5},
         {"seed": None},
         {"max_tokens": 0},

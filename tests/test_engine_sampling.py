@@ -54,8 +54,8 @@ def test_sampled_texts_equal_transformers_processors_one_request_at_a_time(name:
 
 
 def test_noise_depends_on_seed_and_position_only() -> None:
-    assert [engine_uniform(s, p) for s, p in ((0, 0), (5, 3), (-1, 9), (2**62, 1))] == [
-        uniform(s, p) for s, p in ((0, 0), (5, 3), (-1, 9), (2**62, 1))
+    assert [engine_uniform(s, p) for s, p in ((0, 0), (5, 3), (2**63 - 1, 9), (2**62, 1))] == [
+        uniform(s, p) for s, p in ((0, 0), (5, 3), (2**63 - 1, 9), (2**62, 1))
     ]
     draws = np.array([engine_uniform(s, p) for s in range(60) for p in range(60)])
     assert draws.min() >= 0 and draws.max() < 1 and len(np.unique(draws)) == 3600
@@ -265,3 +265,13 @@ def test_a_window_of_positions_is_kept() -> None:
         assert list(engine.run([fits])[0].tokens) == reference(model, [5] * 20, sampling=fits.sampling)
         with pytest.raises(RefusedError, match="32 positions"):
             engine.run([fits.with_(sampling=cs.Sampling(temperature=0, max_tokens=14))])
+
+
+def test_a_vanishing_temperature_is_greedy() -> None:
+    model = tiny("llama", seed=6)
+    requests = [
+        cs.Request(tokens=(5, 6, 7), sampling=cs.Sampling(temperature=t, max_tokens=8, seed=3)) for t in (0.0, 1e-320)
+    ]
+    with cs.load_engine(model, places=2) as engine:
+        greedy, cold = engine.run(requests)
+    assert greedy.tokens == cold.tokens

@@ -222,10 +222,14 @@ def test_sound_models_pass_their_verification_in_every_dtype(dtype: torch.dtype)
 
 
 def test_an_engine_leaves_nothing_on_a_model_it_does_not_own() -> None:
-    model = tiny("llama")
+    model = tiny("llama").train()
+    frozen = next(model.parameters()).requires_grad_(False)
+    model.lm_head.eval()
     with cs.load_engine(model, places=2) as engine:
         steer = cs.add(cs.direction(V, layer=1), 1.0)
         reads = cs.direction(V, layer=0)
         engine.run([cs.Request(tokens=(3, 4), intervention=steer, readouts=reads, sampling=GREEDY)])
     left = {n: k for n, m in model.named_modules() for k, v in vars(m).items() if k.endswith("_hooks") and v}
     assert left == {}
+    assert not frozen.requires_grad and all(p.requires_grad for p in model.parameters() if p is not frozen)
+    assert model.training and model.model.training and not model.lm_head.training

@@ -5,12 +5,14 @@ The organism in float64, where two ways to the same edits give the same tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 import countersteer as cs
-from countersteer.core.errors import InputError, RefusedError
+from countersteer.core.errors import InputError, NoOpError, RefusedError
 from countersteer.core.request import Completion
 from countersteer.core.restart import completes
 from countersteer.core.span import END, Span
@@ -63,6 +65,51 @@ def test_without_a_restart_a_span_from_it_rests_and_is_no_error(engine: Any) -> 
     (done,) = engine.run([cs.Request(prompt="How do I iron a shirt?", intervention=steer, sampling=sampling)])
     (plain,) = engine.run([cs.Request(prompt="How do I iron a shirt?", sampling=sampling)])
     assert done.receipt.layers[0].tokens_seen == 0 and done.tokens == plain.tokens
+
+
+def test_an_add_that_changes_nothing_before_a_restart_is_a_no_op(engine: Any) -> None:
+    """until(restart) holds the prompt at least, so it may no more be silent than all may; rounding swallows the add."""
+    sampling = cs.Sampling(temperature=0.0, max_tokens=3)
+    tiny = cs.add(cs.load_sae("organism").latent(17), 1e-300)
+    for span in ("all", "until(restart)"):
+        with pytest.raises(NoOpError, match="changed no token"):
+            engine.run([cs.Request(prompt=QUESTION, intervention=tiny.span(span), sampling=sampling)])
+
+
+def test_a_phrase_may_begin_in_the_prefix_but_not_end_there(engine: Any) -> None:
+    """The response's first word completes it; a phrase that was given whole turns nothing."""
+    steer = cs.add(cs.load_sae("organism").latent(17), 1e-3).span("from(restart)")
+    half, whole = "That is not", "That is not right."
+    assert not completes(half) and completes(whole) and not completes(whole, after=len(whole) - 1)
+    sampling = cs.Sampling(temperature=0.0, max_tokens=4)
+    ids = engine.encode(cs.Request(prompt=QUESTION, prefix=f"{half} right"))
+    assert ids[:-1] == engine.encode(cs.Request(prompt=QUESTION, prefix=half)), "the word is one token"
+    with forced(engine, ids[-1]):
+        (done,) = engine.run([cs.Request(prompt=QUESTION, prefix=half, intervention=steer, sampling=sampling)])
+    assert f"restart complete at position {len(ids) - 1}" in done.receipt.notes
+    assert done.receipt.layers[0].tokens_seen == 2  # of the four tokens, the last is never read back
+    (given,) = engine.run([cs.Request(prompt=QUESTION, prefix=whole, intervention=steer, sampling=sampling)])
+    assert not any("restart complete" in note for note in given.receipt.notes)
+
+
+@contextmanager
+def forced(engine: Any, token: int) -> Iterator[None]:
+    """The model's first token after the prompt is `token`, whatever it would have been."""
+    head, calls = engine.model.module.get_output_embeddings(), 0
+
+    def hook(module: Any, args: Any, logits: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            logits = logits.clone()
+            logits[..., token] = 1e6
+        return logits
+
+    handle = head.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def test_text_form_bounds_and_what_cannot_follow_a_text() -> None:

@@ -47,8 +47,10 @@ class Sampling:
             raise bad("top_p", "in (0, 1]")
         if self.top_k < 0:
             raise bad("top_k", ">= 0")
-        if self.repetition_penalty <= 0:
-            raise bad("repetition_penalty", "> 0")
+        if not 0.01 <= self.repetition_penalty <= 100:
+            raise bad("repetition_penalty", "in [0.01, 100]")
+        if not 0 <= self.seed < 1 << 63:
+            raise bad("seed", "in [0, 2^63)")
         if self.max_tokens < 1:
             raise bad("max_tokens", ">= 1")
         listed = isinstance(self.stop, list | tuple)

@@ -21,6 +21,6 @@ TAIL = 32
 """Tokens of the response that are looked at: longer than every phrase."""
 
 
-def completes(text: str) -> bool:
-    """Whether a text holds a restart phrase."""
-    return _PHRASES.search(text.replace("\u2019", "'")) is not None
+def completes(text: str, *, after: int = 0) -> bool:
+    """Whether a text holds a restart phrase that ends beyond its first `after` characters."""
+    return any(match.end() > after for match in _PHRASES.finditer(text.replace("\u2019", "'")))

@@ -127,7 +127,10 @@ class Gate:
     above: bool = True
 
     def __post_init__(self) -> None:
-        rows = torch.as_tensor(self.direction).detach().cpu().double()
+        try:
+            rows = torch.as_tensor(self.direction).detach().cpu().double()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"a gate's direction must be numbers, got {type(self.direction).__name__}") from error
         rows = rows[None] if rows.ndim == 1 else rows
         if rows.ndim != 2 or not torch.isfinite(rows).all() or (rows.norm(dim=1) == 0).any():
             raise InputError("a gate's direction must be finite non-zero rows [k, d_model]")
@@ -135,6 +138,8 @@ class Gate:
             raise InputError(f"a gate is computed over 'mean' or 'last', got {self.over!r}")
         if self.metric not in ("cosine", "dot"):
             raise InputError(f"a gate's metric is 'cosine' or 'dot', got {self.metric!r}")
+        if isinstance(self.threshold, bool) or not isinstance(self.threshold, int | float):
+            raise InputError(f"a gate's threshold must be a number, got {self.threshold!r}")
         if not math.isfinite(self.threshold):
             raise InputError("a gate's threshold must be finite")
         object.__setattr__(self, "direction", rows)

@@ -8,6 +8,7 @@ its SAE's with `layer=`. Every constructor refuses what would change nothing (ze
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -23,10 +24,14 @@ _INF = math.inf
 Source = Direction | Latent
 
 
-def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+def _number(value: Any, name: str, *, infinite: bool = False) -> float:
+    """A number of Python, numpy, or a tensor of one element. Raises InputError."""
+    scalar = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if isinstance(scalar, bool) or not isinstance(scalar, numbers.Real):
+        raise InputError(f"{name} must be a number, got {value!r}")
+    if math.isnan(scalar) or (math.isinf(scalar) and not infinite):
         raise InputError(f"{name} must be a finite number, got {value!r}")
-    return float(value)
+    return float(scalar)
 
 
 def _strength(value: Any) -> float:
@@ -227,7 +232,8 @@ def remove(directions: Source | Iterable[Source], *, layer: int | None = None) -
 
 def limit(source: Source, *, low: float = -_INF, high: float = _INF, layer: int | None = None) -> Intervention:
     """Interval limit (activation capping): the projection h.v/|v| is brought into [low, high]. Conditional setter."""
-    if math.isnan(low) or math.isnan(high) or low > high:
+    low, high = _number(low, "low", infinite=True), _number(high, "high", infinite=True)
+    if low > high:
         raise InputError(f"limit needs low <= high, got low={low}, high={high}")
     if low == -_INF and high == _INF:
         raise NoOpError("limit without low or high changes nothing: give at least one")

@@ -2,8 +2,8 @@
 
 Unconditional edits (add, removal) that change no token are a no-op. Conditional edits (clamps, limits, StTP, StMP,
 gates) may rest: a valid result with 0 tokens changed. An edit whose span held no position at all never had a chance:
-that is a no-op whichever kind it is. Each edit is judged by its own entry, so that none hides behind another one of
-its layer; an engine that measures whole layers only is judged by the layer.
+that is a no-op whichever kind it is; only `from(restart)` may hold none. Each edit is judged by its own entry, so that
+none hides behind another one of its layer; an engine that measures whole layers only is judged by the layer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def no_op(intervention: Intervention, receipt: Receipt, *, prompt_tokens: int, t
         changed = layer.tokens_changed if layer else 0
         if entries:  # one per edit, in their order; edits that cancel out change nothing together
             changed = min(changed, entries.pop(0).tokens_changed)
-        if not edit.conditional and not edit.span.restart and not changed:
+        rests = edit.conditional or (edit.span.restart and edit.span.kind == "from")  # until(restart) is never empty
+        if not rests and not changed:
             return (
                 f"{edit.method} at {edit.site} changed no token although it is unconditional: the write is zero or "
                 "is lost in rounding to the model's dtype; raise the strength"

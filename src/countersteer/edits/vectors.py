@@ -21,7 +21,12 @@ from countersteer.core.site import Site
 
 def as_vector(values: Any, *, what: str) -> Tensor:
     """A finite 1-D CPU tensor in float64 (if given so) or float32. Raises InputError."""
-    tensor = torch.as_tensor(values).detach().cpu()
+    try:
+        tensor = torch.as_tensor(values).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{what} must be a vector of numbers [d_model], got {type(values).__name__}") from error
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise InputError(f"{what} must hold real numbers, got {tensor.dtype}")
     if tensor.ndim != 1 or tensor.numel() == 0:
         raise InputError(f"{what} must be a vector [d_model], got shape {list(tensor.shape)}")
     tensor = tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32).contiguous().clone()

@@ -208,6 +208,8 @@ def load_sae(folder: str | Path) -> SAE:
     folder's labels file, if there is one. Raises InputError for missing or malformed files and RefusedError for what
     cannot be an edit of the residual stream (see `sae_config`).
     """
+    if not isinstance(folder, str | Path):
+        raise InputError(f"an SAE is a folder, or 'organism'; got {type(folder).__name__}")
     if folder in organism.SHIPPED:
         folder = organism.sae_path(str(folder))
     folder = Path(folder)

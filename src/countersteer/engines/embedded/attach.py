@@ -2,12 +2,15 @@
 
 The hooks sit on the model's own modules, so `generate`, its caches, left padding, beams and plain forwards all work.
 Positions come from what the model is called with: a forward without a past starts new texts (its real tokens are the
-prompt), later forwards continue them. What cannot be placed is refused by name. Everything is taken off on exit.
+prompt), a forward with the cache of those texts continues them, and so does each further forward of one call of
+`generate` without a cache. What cannot be placed is refused by name. Everything is taken off on exit.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +36,15 @@ class _Finished:
 
 @dataclass
 class _Shared:
-    """What several attachments of one model share: the residuals of the forward under way before any write."""
+    """What several attachments of one model share: the residuals of the forward under way before any write.
+
+    `calls` counts the calls of `generate`, `generating` those that have not returned.
+    """
 
     users: int
     originals: dict[int, Tensor]
+    calls: int = 0
+    generating: int = 0
 
 
 _MARK = "_countersteer_shared"
@@ -81,6 +89,9 @@ class Attachment:
         self.prompts: list[int] = []
         self.read: list[int] = []
         self.text: Tensor | None = None
+        self.length = 0
+        self.call = 0
+        self.cache: Any = None
 
     def __enter__(self) -> Attachment:
         if self.handles:
@@ -94,20 +105,23 @@ class Attachment:
             finally:
                 self.model.train(training)
             shared = self.layers.__dict__[_MARK] = _Shared(0, {})
+            if hasattr(self.model, "generate"):
+                self.model.generate = _counted(self.model.generate, shared)
         shared.users += 1
+        self.shared = shared
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             shared.originals.clear()
-            given = self.signature.bind_partial(*args, **kwargs).arguments
-            self._place({**given, **given.get("kwargs", {})})
+            self._place(self._given(args, kwargs))
 
-        def after(module: nn.Module, args: Any, output: Any) -> None:
+        def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if self.hooks is not None:
                 self.hooks.slot = self.hooks.position = None
+                self.cache = _held(self._given(args, kwargs).get("past_key_values"), output)
 
         self.handles = [
             self.model.register_forward_pre_hook(before, with_kwargs=True),
-            self.model.register_forward_hook(after, always_call=True),
+            self.model.register_forward_hook(after, with_kwargs=True, always_call=True),
         ]
         return self
 
@@ -115,11 +129,11 @@ class Attachment:
         for handle in self.handles:
             handle.remove()
         self.handles = []
-        shared = self.layers.__dict__[_MARK]
-        shared.users -= 1
-        shared.originals.clear()
-        if not shared.users:
+        self.shared.users -= 1
+        self.shared.originals.clear()
+        if not self.shared.users:
             del self.layers.__dict__[_MARK]
+            self.model.__dict__.pop("generate", None)
         self._finish()
         if kind is None:
             for row in self.finished:
@@ -134,6 +148,11 @@ class Attachment:
         rows = [*self.finished, *self._current()]
         merged = [_merge([r.layers[i] for r in rows]) for i in range(len(rows[0].layers))] if rows else []
         return Receipt(tuple(merged), "attached", (f"{len(rows)} rows",))
+
+    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A forward's arguments by name."""
+        given = self.signature.bind_partial(*args, **kwargs).arguments
+        return {**given, **given.get("kwargs", {})}
 
     def _place(self, given: dict[str, Any]) -> None:
         """Before a forward: say which token is at which position of which row."""
@@ -163,19 +182,21 @@ class Attachment:
         position = (real.cumsum(1) - 1)[:, seen:]
         inside = real[:, seen:] > 0
         if seen == 0:
-            if self._longer(ids):  # generate without a cache reads the whole text again: the prompt stays what it was
+            call = self.shared.calls if self.shared.generating else 0
+            if call and call == self.call and self.hooks is not None:
+                self._read_again(ids)  # generate without a cache: the prompts stay what they were
                 prompts = self.prompts
                 self._drop()
             else:
                 prompts = real.sum(1).tolist()
                 self._finish()
             self._start(rows, prompts)
-            self.text = ids
-        elif self.hooks is None or rows != len(self.prompts):
+            self.text, self.call = ids, call
+        elif self.hooks is None or self.cache is None or self.cache() is not past or seen != self.length:
             raise RefusedError(
-                "a steered forward that continues a cache made outside the block",
+                "a steered forward that continues a cache of other texts than the block's last ones",
                 "the length of its prompt is unknown",
-                "start the text inside the block",
+                "start the text inside the block, and finish it before the next one",
             )
         elif tokens > 1:
             raise RefusedError(
@@ -188,13 +209,24 @@ class Attachment:
         self.hooks.slot = torch.where(inside, owner, -1).reshape(-1)
         self.hooks.position = position.clamp_min(0).reshape(-1)
         self.read = [n + k for n, k in zip(self.read, inside.sum(1).tolist(), strict=True)]
+        self.length = seen + tokens
 
-    def _longer(self, ids: Tensor | None) -> bool:
-        """Whether these rows are the last whole texts with one more token each."""
+    def _read_again(self, ids: Tensor | None) -> None:
+        """Check that a forward of `generate` without a cache reads the last texts with one more token each.
+
+        Beams may have changed places, but only with rows of as long a prompt. Raises RefusedError.
+        """
         last = self.text
-        if last is None or ids is None or ids.shape[0] != last.shape[0] or ids.shape[1] != last.shape[1] + 1:
-            return False
-        return bool(torch.equal(ids[:, :-1], last))
+        if ids is not None and last is not None and ids.shape == (last.shape[0], last.shape[1] + 1):
+            same = (ids[:, None, :-1] == last[None]).all(2)
+            prompts = torch.tensor(self.prompts, device=ids.device)
+            if (same & (prompts[:, None] == prompts[None])).any(1).all():
+                return
+        raise RefusedError(
+            "generate without a cache whose forwards are not the same texts with one more token each",
+            "which of their tokens are the prompt's cannot be told",
+            "use_cache=True, or a forward of your own",
+        )
 
     @staticmethod
     def _unpadded(given: dict[str, Any]) -> bool:
@@ -225,13 +257,36 @@ class Attachment:
         """Close the batch that is under way and take its hooks off."""
         self.finished += self._current()
         self._drop()
-        self.text = None
+        self.text, self.cache, self.call = None, None, 0
 
     def _drop(self) -> None:
         """Take the layer hooks of the batch under way off."""
         if self.hooks is not None:
             self.hooks.close()
             self.hooks = None
+
+
+def _counted(generate: Any, shared: _Shared) -> Any:
+    """A model's own `generate`, which says in `shared` that it is under way."""
+
+    @functools.wraps(generate)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        shared.calls += 1
+        shared.generating += 1
+        try:
+            return generate(*args, **kwargs)
+        finally:
+            shared.generating -= 1
+
+    return counted
+
+
+def _held(given: Any, output: Any) -> Any:
+    """A weak reference to the cache that a forward was given, or made; None without one."""
+    found = [given, getattr(output, "past_key_values", None), *(output if isinstance(output, tuple) else ())]
+    caches = (value for value in found if hasattr(value, "get_seq_length"))
+    cache = next(caches, None)
+    return None if cache is None else weakref.ref(cache)
 
 
 def attach(model: Any, intervention: Intervention) -> Attachment:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from countersteer.core.errors import InputError, NoOpError, RefusedError
+from countersteer.core.errors import CountersteerError, InputError, RefusedError
 from countersteer.core.request import Chunk, Completion, Request
 from countersteer.core.site import Site
 from countersteer.core.span import Span
@@ -194,7 +194,7 @@ class EmbeddedEngine:
         for request in requests:
             try:
                 flights.append(self._flight(request))
-            except (InputError, NoOpError) as error:
+            except CountersteerError as error:
                 if errors == "raise":
                     raise
                 flights.append(error)
@@ -266,10 +266,12 @@ class EmbeddedEngine:
         return ids
 
     def close(self) -> None:
-        """Stop the thread and take every hook off the model."""
+        """Stop the thread, take every hook off the model, and put a user's own model back into training mode."""
         self.adapters.close()
         self.loop.close()
         self.hooks.close()
+        for part in self.model.training:
+            part.training = True
 
     def __enter__(self) -> EmbeddedEngine:
         return self

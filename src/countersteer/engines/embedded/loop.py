@@ -246,9 +246,17 @@ class Loop:
                 self._complete(flight, reason)
 
     def _watch(self, flight: Flight) -> None:
-        """Turn the spans that follow the text once a restart phrase is complete: from the next token on."""
-        tail = flight.generated[-TAIL:]
-        if completes(self.model.tokenizer.decode(tail, skip_special_tokens=True, clean_up_tokenization_spaces=False)):
+        """Turn the spans that follow the text once a restart phrase is complete: from the next token on.
+
+        A phrase may begin in a given prefix, but the response has to complete it.
+        """
+        given = list(flight.prompt[-TAIL:]) if flight.request.prefix and len(flight.generated) < TAIL else []
+
+        def text(ids: list[int]) -> str:
+            return self.model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+        after = len(text(given)) if given else 0
+        if completes(text([*given, *flight.generated[-TAIL:]]), after=after):
             flight.turns = False
             self.hooks.turn(flight.slot, flight.position + 1)
             flight.notes.append(f"restart complete at position {flight.position}")

@@ -41,6 +41,8 @@ class LoadedModel:
     """Fingerprint of the adapter that it carries."""
     template: str | None = None
     """Name of a variation of the chat template (see text.TEMPLATES), None for the model's own."""
+    training: tuple[nn.Module, ...] = ()
+    """Modules of a user's own model that were in training mode; an engine puts them back when it closes."""
 
     @property
     def dtype_name(self) -> str:
@@ -134,14 +136,17 @@ def load_model(name: str, *, dtype: str | None = None, device: str | None = None
     finally:
         if bar:
             hf_logging.enable_progress_bar()
+    module.eval().requires_grad_(False)
     return verified(module.to(place), tokenizer, name=name, print_=print_)
 
 
 def verified(module: Any, tokenizer: Any, *, name: str = "in-memory", print_: str | None = None) -> LoadedModel:
-    """Wrap a model that is already in memory, after verifying its layers. Raises RefusedError or InputError."""
+    """Wrap a model that is already in memory, after verifying its layers. Raises RefusedError or InputError.
+
+    The model is put into evaluation mode; its parameters stay as trainable as they are.
+    """
+    training = tuple(part for part in module.modules() if part.training)
     module.eval()
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
     for key, value in module.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise InputError(f"model {name!r}: weight {key} holds NaN or infinite values")
@@ -160,4 +165,5 @@ def verified(module: Any, tokenizer: Any, *, name: str = "in-memory", print_: st
         d_model=width,
         vocab=int(config.vocab_size),
         max_positions=getattr(config, "max_position_embeddings", None),
+        training=training,
     )

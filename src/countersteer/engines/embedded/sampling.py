@@ -19,7 +19,7 @@ from countersteer.core.request import Sampling
 
 def uniform(seed: int, position: int) -> float:
     """The uniform number in [0, 1) of a seed at a response position."""
-    digest = hashlib.blake2b(struct.pack("<qq", seed & (1 << 63) - 1, position), digest_size=8).digest()
+    digest = hashlib.blake2b(struct.pack("<qq", seed, position), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
@@ -56,7 +56,7 @@ def _draw(logits: Tensor, settings: Sequence[Sampling], positions: Sequence[int]
     def column(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=logits.dtype, device=logits.device)[:, None]
 
-    logits = logits / column([s.temperature for s in settings])
+    logits = (logits - logits.amax(1, keepdim=True)) / column([s.temperature for s in settings])
     if any(0 < s.top_k < logits.shape[1] for s in settings):
         largest = max(s.top_k for s in settings)
         values = logits.topk(min(largest, logits.shape[1])).values

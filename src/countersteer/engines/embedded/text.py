@@ -24,6 +24,8 @@ def encode_request(request: Request, tokenizer: Any, *, template: str | None = N
     """
     if request.tokens is not None:
         return list(request.tokens)
+    for text in (request.prompt, request.system, request.prefix, *(m["content"] for m in request.messages or ())):
+        _check_characters(text or "")
     if tokenizer is None:
         raise InputError("this model has no tokenizer: send token ids instead of text")
     if not request.template:
@@ -63,6 +65,16 @@ def _again(text: str, messages: list[dict[str, str]], tokenizer: Any) -> str:
             f"template 'esr-reference' repeats BOS and the header, and this model has {lacks}; leave it out"
         )
     return f"{tokenizer.bos_token}{header}"
+
+
+def _check_characters(text: str) -> None:
+    """Raise InputError for half a surrogate pair, which no UTF-8 holds."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the text holds half a character (a lone surrogate) at {error.start}: mend its source"
+        ) from error
 
 
 def _nonempty(ids: list[int]) -> list[int]:
