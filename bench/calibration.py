@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from countersteer.statistics import contrast, rate
-from countersteer.statistics.calibration import BisectionCalibrator, Estimate, PooledCalibrator
+from countersteer.statistics.calibration import BisectionCalibrator, PooledCalibrator
 from countersteer.statistics.calibration.simulation import SimulatedWorld, TableWorld, World, run
 
 CORRELATION = 0.15
@@ -119,19 +119,18 @@ def calibrate(world: World, seed: int, options: dict[str, float]) -> list[dict[s
     truth = {latent: world.truth(latent, target) for latent in world.latents}
     common: dict[str, Any] = {"latents": world.latents, "prompts": world.prompts, "seed": seed, **options}
     started = time.process_time()
-    found: dict[str, dict[Any, Estimate]] = {
-        "pooled": run(PooledCalibrator(**common), world, np.random.default_rng([seed, 1]))
-    }
+    pooled = run(PooledCalibrator(**common), world, np.random.default_rng([seed, 1]))
+    found = {"pooled": {latent: estimate.strength for latent, estimate in pooled.items()}}
     seconds = time.process_time() - started
     for number, (name, ratio) in enumerate(PRIOR_SDS.items()):
         calibrator = BisectionCalibrator(**common, prior_sd=ratio * options.get("centre", 0.8))
-        found[name] = run(calibrator, world, np.random.default_rng([seed, 2 + number]))
+        run(calibrator, world, np.random.default_rng([seed, 2 + number]))
+        found[name] = {**calibrator.medians()}
     rows = []
     for latent in world.latents:
         row: dict[str, Any] = {"latent": latent, "seed": seed, "truth": truth[latent], "seconds": seconds}
-        for name, estimates in found.items():
-            row[name] = estimates[latent].strength
-        row["low"], row["high"] = found["pooled"][latent].low, found["pooled"][latent].high
+        row |= {name: strengths[latent] for name, strengths in found.items()}
+        row["low"], row["high"] = pooled[latent].low, pooled[latent].high
         rows.append(row)
     return rows
 

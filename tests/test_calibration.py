@@ -166,6 +166,19 @@ def test_flat_curves_are_uncalibrated() -> None:
     assert found[8].n <= 25, "a latent that does not cross gets no more than its share"
 
 
+@pytest.mark.parametrize("low", [0.0, 0.1])
+def test_curves_that_never_cross_are_uncalibrated(kind: type, low: float) -> None:
+    """Bad at every strength, or good at every strength, with noise; those that cross are calibrated."""
+    rng = np.random.default_rng(4)
+    calibrator = kind(latents=list(range(12)), prompts=list(range(38)), seed=2)
+    while queries := calibrator.ask():
+        for query in queries:
+            mean = {10: 0.08 + low, 11: 0.9 - low}.get(query.latent, 0.85 if query.strength < 0.7 else 0.1)
+            calibrator.tell(query.index, float(np.clip(rng.normal(mean, 0.05), 0, 1)))
+    found = calibrator.result()
+    assert [latent for latent in found if found[latent].status == "uncalibrated"] == [10, 11]
+
+
 def test_missing_scores_are_left_out_and_too_few_are_uncalibrated(kind: type) -> None:
     calibrator = kind(latents=[1, 2, 3, 4], prompts=list(range(30)))
     while queries := calibrator.ask():

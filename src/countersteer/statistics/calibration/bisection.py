@@ -2,7 +2,8 @@
 
 McKenzie et al. 2026 (arXiv 2602.06941), after Waeber, Frazier & Henderson 2011: a density over strengths, queried
 at its median; the mean score of a few prompts says, with a confidence from a beta distribution, on which side
-the target lies. The final median is the answer. It has no notion of a curve that never crosses.
+the target lies. The final median is the answer. The paper has no notion of a curve that never crosses; here a latent is
+uncalibrated if its rounds all lay on one side of the target, or if its median ran to an end of the range.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from countersteer.core.errors import InputError
 from countersteer.statistics.calibration.base import Calibrator, Estimate, Id, named_rng
 
 GRID = 10_000
+LAST = 3
+"""Rounds at the end of which a median that still falls must come near the target."""
 
 
 class BisectionCalibrator(Calibrator):
@@ -73,7 +76,7 @@ class BisectionCalibrator(Calibrator):
 
     def _update(self) -> None:
         """Take in the rounds that were answered since the last update. A round without a score says nothing."""
-        size = len(self.latents) * self.per_round
+        size = self._round
         while self._updated < len(self.queries):
             for row in range(len(self.latents)):
                 first = self._updated + row * self.per_round
@@ -102,6 +105,10 @@ class BisectionCalibrator(Calibrator):
         index = np.argmax(cumulative >= share * cumulative[:, -1:], axis=1)
         return np.asarray(self._grid[index])
 
+    def medians(self) -> dict[Id, float]:
+        """The paper's answer for every latent: its final median, whether its curve was seen to cross or not."""
+        return {latent: float(median) for latent, median in zip(self.latents, self._quantile(0.5), strict=True)}
+
     def _estimate(self) -> dict[Id, Estimate]:
         low, middle, high = self._quantile(0.05), self._quantile(0.5), self._quantile(0.95)
         counts = dict.fromkeys(self.latents, 0)
@@ -109,7 +116,36 @@ class BisectionCalibrator(Calibrator):
             counts[query.latent] += self.answers[query.index] is not None
         return {
             latent: Estimate(float(middle[row]), float(low[row]), float(high[row]), "ok", counts[latent])
-            if counts[latent]
-            else Estimate(None, None, None, "uncalibrated", 0)
+            if self._crosses(row) and not self._ran_low(row, float(middle[row]))
+            else Estimate(None, None, None, "uncalibrated", counts[latent])
             for row, latent in enumerate(self.latents)
         }
+
+    def _ran_low(self, row: int, median: float) -> bool:
+        """Whether the median only runs to the low end: below all that was asked, and the last scores miss the target.
+
+        Of a curve that crosses the last rounds are near its crossing, so that their scores are near the target.
+        """
+        own = [k for first in range(0, len(self.queries), self._round) for k in self._numbers(first, row)]
+        last = [s for k in own[-LAST * self.per_round :] if (s := self.answers[k]) is not None]
+        if not last or median >= min(self.queries[k].strength for k in own):
+            return False
+        return float(np.mean(last) + 2 * np.std(last) / len(last) ** 0.5) < self.settings.target
+
+    def _numbers(self, first: int, row: int) -> range:
+        """Numbers of a latent's queries in the round that begins with query `first`."""
+        return range(first + row * self.per_round, first + (row + 1) * self.per_round)
+
+    @property
+    def _round(self) -> int:
+        """Queries per round."""
+        return len(self.latents) * self.per_round
+
+    def _crosses(self, row: int) -> bool:
+        """Whether the rounds' mean scores were seen on both sides of the target; with one round, whether any came."""
+        above = set()
+        for first in range(0, len(self.queries), self._round):
+            scores = [s for k in self._numbers(first, row) if (s := self.answers[k]) is not None]
+            if scores:
+                above.add(float(np.mean(scores)) >= self.settings.target)
+        return len(above) == 2 or (len(above) == 1 and self.rounds == 1)

@@ -26,6 +26,8 @@ SWEEPS = 2
 THETAS = 72
 CONFIDENCE = 0.9
 LOWEST_SHARE_OF_CENTRE = 1.0 / 16.0
+# Within this factor of the lowest strength a curve must be seen above the target to be said to cross it.
+NEAR_LOWEST = 3.0
 # Crossings this far out of range (in log strength) all count alike when generations are placed.
 MARGIN = 0.3
 
@@ -53,7 +55,7 @@ class PooledCalibrator(Calibrator):
     """Partial pooling of dose-response curves: `first` + sum(`rounds`) generations per latent (25) on average.
 
     Prompts are drawn without replacement per latent. A latent is "uncalibrated" if its curve probably crosses
-    the target outside the range, or if fewer than `least` of its scores arrived.
+    the target outside the range, if it is nowhere seen above the target, or if fewer than `least` scores arrived.
     """
 
     method = "pooled"
@@ -142,6 +144,16 @@ class PooledCalibrator(Calibrator):
         low, high = self._bounds
         return np.asarray((state.posterior * ((state.crossings >= low) & (state.crossings <= high))).sum(axis=1))
 
+    def _never_above(self, latent: Id, strength: float) -> bool:
+        """Whether a crossing near the lowest strength is only the range's end: the answers there miss the target."""
+        if strength > NEAR_LOWEST * self._lowest:
+            return False
+        near = [self.answers[q.index] for q in self.queries if q.latent == latent and q.strength <= 1.5 * strength]
+        known = [score for score in near if score is not None]
+        return (
+            not known or float(np.mean(known)) < self.settings.target + 0.5 * float(np.std(known)) / len(known) ** 0.5
+        )
+
     def _state(self) -> State:
         """Fit all answers so far: curves need outcomes, outcomes need levels, graded levels need curves."""
         doses, scores = self._doses()
@@ -188,6 +200,9 @@ class PooledCalibrator(Calibrator):
                 continue
             order = np.argsort(state.crossings[row], kind="stable")
             cumulative = np.cumsum(state.posterior[row][order])
+            if self._never_above(latent, float(np.exp(middle[row]))):
+                found[latent] = Estimate(None, None, None, "uncalibrated", n)
+                continue
             limits = np.interp(tails, cumulative, state.crossings[row][order])
             low, high = np.exp(middle[row] + narrow[row] * (limits - middle[row]))
             value = float(np.clip(np.exp(middle[row]), self._lowest, self.settings.hi))
