@@ -3,7 +3,8 @@
 McKenzie et al. 2026 (arXiv 2602.06941), after Waeber, Frazier & Henderson 2011: a density over strengths, queried
 at its median; the mean score of a few prompts says, with a confidence from a beta distribution, on which side
 the target lies. The final median is the answer. The paper has no notion of a curve that never crosses; here a latent is
-uncalibrated if its rounds all lay on one side of the target, or if its median ran to an end of the range.
+uncalibrated if its rounds (four or more, fewer say too little) all lay on one side of the target, or if its median ran
+to an end of the range.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from countersteer.statistics.calibration.base import Calibrator, Estimate, Id, n
 GRID = 10_000
 LAST = 3
 """Rounds at the end of which a median that still falls must come near the target."""
+ENOUGH = 4
+"""So many rounds must lie on one side of the target before the curve is said not to cross it."""
 
 
 class BisectionCalibrator(Calibrator):
@@ -128,7 +131,7 @@ class BisectionCalibrator(Calibrator):
         """
         own = [k for first in range(0, len(self.queries), self._round) for k in self._numbers(first, row)]
         last = [s for k in own[-LAST * self.per_round :] if (s := self.answers[k]) is not None]
-        if not last or median >= min(self.queries[k].strength for k in own):
+        if not last or self.rounds < ENOUGH or median >= min(self.queries[k].strength for k in own):
             return False
         return float(np.mean(last) + 2 * np.std(last) / len(last) ** 0.5) < self.settings.target
 
@@ -142,10 +145,10 @@ class BisectionCalibrator(Calibrator):
         return len(self.latents) * self.per_round
 
     def _crosses(self, row: int) -> bool:
-        """Whether the rounds' mean scores were seen on both sides of the target; with one round, whether any came."""
+        """Whether the rounds' mean scores were seen on both sides of the target; of few rounds, whether any came."""
         above = set()
         for first in range(0, len(self.queries), self._round):
             scores = [s for k in self._numbers(first, row) if (s := self.answers[k]) is not None]
             if scores:
                 above.add(float(np.mean(scores)) >= self.settings.target)
-        return len(above) == 2 or (len(above) == 1 and self.rounds == 1)
+        return len(above) == 2 or (len(above) == 1 and self.rounds < ENOUGH)
