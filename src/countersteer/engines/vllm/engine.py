@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import os
 import shutil
 import tempfile
@@ -22,7 +21,6 @@ from countersteer.engines.vllm.session import FAMILY, Facts, Session
 from countersteer.engines.vllm.settings import Settings
 from countersteer.engines.vllm.store import ENV, Store
 
-log = logging.getLogger(__name__)
 WORKER = "countersteer.engines.vllm.worker.SteerWorker"
 SCHEDULER = "countersteer.engines.vllm.scheduler.SteerScheduler"
 
@@ -65,21 +63,17 @@ def read_facts(config: Any, name: str, workers: Sequence[Mapping[str, Any]], *, 
 
     `template`: a variation of the chat template, by name.
     """
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import GenerationConfig
     from transformers.utils import cached_file
     from vllm import __version__ as version
 
     from countersteer.engines.embedded.fingerprint import folder_fingerprint
+    from countersteer.engines.embedded.text import load_tokenizer
 
     model = config.model_config
     source = model.model
     folder = Path(source) if Path(source).is_dir() else Path(str(cached_file(source, "config.json"))).parent
-    tokenizer = None
-    try:
-        if not model.skip_tokenizer_init:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError, TypeError):
-        log.info("model %s has no tokenizer", name)
+    tokenizer = None if model.skip_tokenizer_init else load_tokenizer(source)
     ends: set[int] = set()
     try:
         ends |= _ids(GenerationConfig.from_pretrained(folder).eos_token_id)
