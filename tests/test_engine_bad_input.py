@@ -261,6 +261,15 @@ def saved(folder: Path, *, seed: int = 0) -> Any:
     return model
 
 
+@pytest.mark.parametrize("name", ["gemma2", "qwen3", "llama"])
+def test_a_folder_without_a_tokenizer_has_none_and_nothing_of_one_ends_a_response(name: str, tmp_path: Path) -> None:
+    tiny(name, dtype=torch.float32).save_pretrained(tmp_path)
+    with cs.load_engine(str(tmp_path), device="cpu") as engine:
+        assert engine.tokenizer is None and engine.model.end_tokens == frozenset()
+        with pytest.raises(InputError, match="no tokenizer"):
+            engine.encode(cs.Request(prompt="hello", template=False))
+
+
 def test_a_saved_model_is_the_model_that_was_saved(tmp_path: Path) -> None:
     model = saved(tmp_path / "m").double()
     request = cs.Request(prompt="How?", sampling=cs.Sampling(temperature=0, max_tokens=8))

@@ -127,7 +127,7 @@ def test_an_adapter_of_another_model_is_refused_before_it_is_used(folders: dict[
         pytest.raises(InputError, match=r"adapter 'two' is not loaded \(loaded: one\)"),
     ):
         engine.run([cs.Request(prompt="x", template=False, adapter="two")])
-    with pytest.raises(RefusedError, match="only the embedded engine has it"):
+    with pytest.raises(RefusedError, match="this engine does not have it"):
         cs.ScriptedEngine({"x": "y"}).run([cs.Request(prompt="x", adapter="one")])
 
 

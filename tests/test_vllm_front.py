@@ -28,7 +28,8 @@ STEER = cs.add(cs.direction([1.0, 2.0, 3.0], layer=1), 2.0)
         (lambda: cs.load_engine("organism", api_key="k"), "together with urls"),
         (lambda: cs.load_engine("vllm:"), "needs a model after it"),
         (lambda: cs.load_engine("vllm:organism", device="cuda"), "device is no option with vLLM"),
-        (lambda: cs.load_engine("vllm:organism", adapter="folder"), "merging it into the weights"),
+        (lambda: cs.load_engine("vllm:organism", adapter="folder"), "folder is no adapter"),
+        (lambda: cs.load_engine("vllm:organism", adapter="a", adapters={"b": "b"}), "not both"),
         (lambda: cs.load_engine("organism", template="nothing"), "no template 'nothing'"),
         (lambda: cs.load_engine(urls=[]), "a list of servers"),
         (lambda: cs.load_engine(urls="http://a:1"), "a list of servers"),
@@ -115,7 +116,12 @@ def test_other_machines_are_let_in_with_a_key_only(monkeypatch: Any) -> None:
     [
         (["organism", "--engine", "vlm"], "unknown engine"),
         (["organism", "--rows", "3"], "--rows: not with --engine embedded"),
-        (["organism", "--engine", "vllm", "--mode", "canary"], "--mode: not with --engine vllm"),
+        (["organism", "--engine", "vllm", "--mode", "canary"], "--mode: not with --engine vllm; a policy on vLLM needs"),
+        (["organism", "--engine", "vllm", "--bundle", "b", "--bundles", "d"], "--bundles: not with --bundle or --policy"),
+        (["organism", "--engine", "vllm", "--url", "http://a:1", "--rows", "3"], "--rows: not with --url"),
+        (["organism", "--engine", "vllm", "--bundle", "b", "--device", "cpu"], "--device: not with"),
+        (["organism", "--url", "http://a:1"], "--url: not with --engine embedded"),
+        (["organism", "--engine", "vllm", "--adapters", "warm"], "NAME=FOLDER"),
         (["vllm:organism"], "without 'vllm:'"),
     ],
 )

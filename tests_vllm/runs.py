@@ -21,6 +21,7 @@ SMALL: dict[str, Any] = {
     "max_num_seqs": 32,
     "kv_cache_memory_bytes": 1 << 27,
     "rows": ROWS,
+    "parts": 3,
 }
 """A small engine; 64 batched tokens cut the longer prompts into chunks, and so few rows that requests must wait."""
 

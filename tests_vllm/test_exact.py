@@ -28,11 +28,11 @@ def test_every_method_span_and_join_equals_plain_hooks(name: str, folder: Path) 
     path = worlds.save(architecture, folder)
     model = worlds.load(path)
     cases = worlds.cases(model)
-    want = [worlds.expected(model, c) for c in cases]
     with start(path, **options) as engine:
         cold = engine.run([c.request for c in cases], errors="return")
         warm = with_logprobs(engine, [c.request for c in cases])
         again = engine.run([c.request for c in worlds.shared(cases)])
+    want = [worlds.expected(model, c, guess) for c, (guess, _) in zip(cases, warm, strict=True)]
     wrong, close, gaps, largest = [], 0, 0.0, 0.0
     for case, expected, done, (tokens, logprobs) in zip(cases, want, cold, warm, strict=True):
         done = done.completion if isinstance(done, cs.NoOpError) else done

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -39,9 +39,27 @@ Captured = Annotated[
     list[int] | None, typer.Option("--capture-layer", help="vllm: a layer that studies and gates may read.")
 ]
 Rows = Annotated[int, typer.Option("--rows", min=1, help="vllm: rows per layer for the edits in flight.")]
+Parts = Annotated[int, typer.Option("--parts", min=1, help="vllm: edits of one request per layer.")]
+Adapters = Annotated[
+    list[str] | None, typer.Option("--adapters", help="vllm: NAME=FOLDER, a LoRA adapter that requests may name.")
+]
+Urls = Annotated[
+    list[str] | None, typer.Option("--url", help="vllm: a steered server to stand in front of; again for more.")
+]
 More = Annotated[list[str] | None, typer.Argument(help="vllm: its own options, after --.", show_default=False)]
-ANY_ENGINE = {"model", "engine", "host", "port", "dtype", "check", "as_json"}
-VLLM_ONLY = {"bundles", "layer", "capture_layer", "rows", "more"}
+EMBEDDED, PLAIN, STARTED, BEHIND = "--engine embedded", "--bundles", "--bundle or --policy on vLLM", "--url"
+"""The ways to serve: one process; an ordinary vLLM server; a policy over vLLM in this process, or over servers."""
+_ALL = {EMBEDDED, PLAIN, STARTED, BEHIND}
+TAKES = {
+    **{name: _ALL for name in ("model", "engine", "host", "port", "check", "as_json")},
+    **{name: {EMBEDDED, STARTED} for name in ("places", "adapter")},
+    **{name: {PLAIN, STARTED} for name in ("layer", "capture_layer", "rows", "parts", "more")},
+    **{name: {PLAIN} for name in ("bundles", "adapters")},
+    "dtype": _ALL - {BEHIND},
+    "device": {EMBEDDED},
+    "url": {BEHIND},
+}
+"""Option -> the ways that take it; options that are not named belong to a policy."""
 
 
 def serve(
@@ -78,6 +96,9 @@ def serve(
     layer: Layers = None,
     capture_layer: Captured = None,
     rows: Rows = 128,
+    parts: Parts = 2,
+    adapters: Adapters = None,
+    url: Urls = None,
     more: More = None,
     as_json: Json = False,
 ) -> None:
@@ -85,14 +106,17 @@ def serve(
 
     Example: countersteer serve organism --bundle warm.safetensors --mode shadow --audit audit.jsonl
 
-    On vLLM: countersteer serve MODEL --engine vllm --bundles bundles -- --tensor-parallel-size 8
+    The same on vLLM: add --engine vllm (and vLLM's own options after --), or --engine vllm --url http://host:8000.
+    A vLLM server whose requests name bundles: countersteer serve MODEL --engine vllm --bundles bundles
     """
-    if _is_vllm(engine, context):
+    way = _way(engine, context)
+    if way == PLAIN:
         from countersteer.cli.serve_vllm import serve_vllm
 
         serve_vllm(
             model, check=check, as_json=as_json, bundles=bundles, host=host, port=port, dtype=dtype,
-            layers=layer or (), rows=(rows,), capture_layers=capture_layer or (), more=more or (),
+            layers=layer or (), rows=(rows,), parts=parts, capture_layers=capture_layer or (),
+            adapters=_named(adapters or ()), more=more or (),
         )  # fmt: skip
         return
     plan = _plan(bundle, policy, mode=mode, share=share, choose=choose, exempt=exempt)
@@ -130,7 +154,17 @@ def serve(
     if not check:
         listen(host, port, settings).close()  # a taken port is known before the model is loaded
     verbose()
-    with load_engine(model, dtype=dtype, device=device, places=places, adapter=adapter) as loaded:
+    if way == BEHIND:
+        starting = load_engine(model, urls=url)
+    elif way == STARTED:
+        from countersteer.cli.serve_vllm import engine_options
+
+        tables = {"layers": layer or (), "rows": rows, "parts": parts, "captured": capture_layer or ()}
+        options = engine_options(plan().bundles.values(), tables, more=more or ())
+        starting = load_engine(f"vllm:{model}", dtype=dtype, places=places, adapter=adapter, **options)
+    else:
+        starting = load_engine(model, dtype=dtype, device=device, places=places, adapter=adapter)
+    with starting as loaded:
         if check:
             data = {
                 "model": settings.name,
@@ -183,19 +217,34 @@ def _plan(bundles: list[Path] | None, policy: Path | None, **given: Any) -> Call
     return from_options
 
 
-def _is_vllm(engine: str, context: typer.Context) -> bool:
-    """Whether vLLM serves. Raises InputError for an unknown engine and for options of the other one."""
+def _way(engine: str, context: typer.Context) -> str:
+    """How is served. Raises InputError for an unknown engine and for options of another way."""
     if engine not in ("embedded", "vllm"):
         raise InputError(f"unknown engine {engine!r}; known: embedded, vllm")
     if str(context.params["model"]).startswith("vllm:"):
         raise InputError("name the model without 'vllm:', and give --engine vllm")
-    for name in context.params:
-        source = context.get_parameter_source(name)
-        fits = name in ANY_ENGINE or (name in VLLM_ONLY) == (engine == "vllm")
-        if not fits and source is not None and source.name == "COMMANDLINE":
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    way = EMBEDDED
+    if engine == "vllm":
+        way = BEHIND if "url" in given else STARTED if {"bundle", "policy"} & set(given) else PLAIN
+    for name in given:
+        if way not in TAKES.get(name, _ALL - {PLAIN}):
             word = "options after --" if name == "more" else f"--{name.replace('_', '-')}"
-            raise InputError(f"{word}: not with --engine {engine}; leave it out")
-    return engine == "vllm"
+            needs = "; a policy on vLLM needs --bundle or --policy" if way == PLAIN and name not in TAKES else ""
+            raise InputError(f"{word}: not with {'--engine vllm' if way == PLAIN else way}{needs}; leave it out")
+    return way
+
+
+def _named(adapters: Sequence[str]) -> dict[str, Path]:
+    """NAME=FOLDER pairs. Raises InputError."""
+    out: dict[str, Path] = {}
+    for text in adapters:
+        name, _, folder = text.partition("=")
+        if not name or not folder or name in out:
+            raise InputError(f"--adapters takes NAME=FOLDER, each name once, got {text!r}")
+        out[name] = Path(folder)
+    return out
 
 
 def _installed() -> None:

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,9 @@ def server_command(
     dtype: str | None = None,
     layers: Sequence[int] = (),
     rows: Sequence[int] = (128,),
+    parts: int = 2,
     capture_layers: Sequence[int] = (),
+    adapters: Mapping[str, str | Path] | None = None,
     more: Sequence[str] = (),
 ) -> tuple[list[str], dict[str, str]]:
     """The command of the server and the environment it needs. Bundles are registered under their files' names.
@@ -49,8 +51,9 @@ def server_command(
     Raises InputError for bundles that cannot be read, for options that steering does not allow, and for an address
     that other machines reach without an API key.
     """
+    from countersteer import organism
+    from countersteer.engines.vllm.adapters import lora_options, read_adapters
     from countersteer.engines.vllm.engine import SCHEDULER, WORKER
-    from countersteer.engines.vllm.private import CONFIG_KEY
     from countersteer.engines.vllm.settings import Settings
     from countersteer.engines.vllm.store import ENV, Store
 
@@ -59,12 +62,9 @@ def server_command(
             raise InputError(f"{given} cannot be given to vLLM: {OWNED[given]}")
     if host not in LOCAL and not (api_key or os.environ.get("VLLM_API_KEY")):
         raise InputError(f"host {host} lets other machines in without a key: set VLLM_API_KEY")
-    source = model
-    if model == "organism":
-        from countersteer import organism
-
-        source = str(organism.path())
-    settings = Settings(tuple(layers), tuple(rows), capture=tuple(capture_layers))
+    source = str(organism.path(model)) if model in organism.SHIPPED else model
+    settings = Settings(tuple(layers), tuple(rows), capture=tuple(capture_layers), parts=parts)
+    records = read_adapters(adapters or {})
     given_store = os.environ.get(ENV)
     if given_store:
         Path(given_store).mkdir(parents=True, exist_ok=True)
@@ -85,10 +85,59 @@ def server_command(
         *("--host", host, "--port", str(port), *(("--dtype", dtype) if dtype else ())),
         *("--worker-cls", WORKER, "--scheduler-cls", SCHEDULER, "--no-async-scheduling"),
         *("--logits-processors", "countersteer.engines.vllm.admission:Admission"),
-        *("--additional-config", json.dumps({CONFIG_KEY: settings.to_dict()})),
-        *more,
+        *("--additional-config", json.dumps(settings.additional_config())),
     ]
+    for name, value in lora_options(records).items():
+        command += [f"--{name.replace('_', '-')}", *(() if value is True else (str(value),))]
+    if records:
+        command += ["--lora-modules", *(f"{name}={record.folder}" for name, record in records.items())]
+    command += more
     return command, environment
+
+
+def engine_options(
+    bundles: Iterable[tuple[Path, Any]], tables: Mapping[str, Any], *, more: Sequence[str]
+) -> dict[str, Any]:
+    """The arguments of `load_engine("vllm:...")` for a policy that serves these bundles; gates need their layers read.
+
+    `tables`: layers, rows, parts, captured; `more`: vLLM's own options as on its command line. Raises InputError.
+    """
+    from countersteer.edits.bundle import load_bundle
+
+    gates = [load_bundle(path).intervention.gate for path, _ in bundles]
+    captured = {*tables["captured"], *(gate.site.layer for gate in gates if gate is not None)}
+    return {
+        "layers": tuple(tables["layers"]),
+        "rows": (tables["rows"],),
+        "parts": tables["parts"],
+        "capture_layers": tuple(sorted(captured)),
+        **vllm_options(more),
+    }
+
+
+def vllm_options(more: Sequence[str]) -> dict[str, Any]:
+    """vLLM's command-line options as arguments of its engine, only those that are given. Raises InputError."""
+    if not more:
+        return {}
+    import argparse
+
+    try:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+    except ImportError as error:
+        raise InputError("vLLM is not installed: pip install 'countersteer[vllm]'") from error
+    for given in (option.split("=")[0].replace("_", "-") for option in more):
+        if given in OWNED:
+            raise InputError(f"{given} cannot be given to vLLM: {OWNED[given]}")
+
+    class Parser(FlexibleArgumentParser):
+        def error(self, message: str) -> Any:
+            raise InputError(f"vLLM's options after --: {' '.join(message.split())}")
+
+    parser = AsyncEngineArgs.add_cli_args(Parser(add_help=False))
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return dict(vars(parser.parse_args(list(more))))
 
 
 def serve_vllm(model: str, *, check: bool, as_json: bool, **options: Any) -> None:

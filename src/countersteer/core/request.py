@@ -97,8 +97,7 @@ class Request:
     for spans); `template` False sends a prompt as plain text. `readouts` are latents or directions to record.
     `adapter`: the name of an adapter that the engine was loaded with.
     `measure_only`: the receipt says what the intervention would have done to each layer, and nothing is changed.
-    `exempt`: stretches of the response that the edits leave alone (core/exempt.py); the embedded engine only, as
-    `measure_only` is.
+    `exempt`: stretches of the response that the edits leave alone (core/exempt.py).
     """
 
     prompt: str | None = None
@@ -139,7 +138,9 @@ class Request:
         asked = "measure_only" if self.measure_only else "exempt stretches" if self.exempt else None
         asked = asked or (f"adapter {self.adapter}" if self.adapter is not None else None)
         if asked:
-            raise RefusedError(asked, "only the embedded engine has it", "the embedded engine, or leave it out")
+            raise RefusedError(
+                asked, "this engine does not have it", "the embedded or the vLLM engine, or leave it out"
+            )
 
     def with_(self, **changes: Any) -> Request:
         """A copy with some fields changed."""

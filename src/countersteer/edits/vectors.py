@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from countersteer.core.errors import InputError
+from countersteer.core.fingerprint import fingerprint
 from countersteer.core.site import Site
 
 
@@ -109,6 +111,11 @@ class ReadRows:
     bias: Tensor
     threshold: Tensor
     names: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the rows and their biases: what is read, whatever is made of it."""
+        return fingerprint({"read": self.read.double().numpy(), "bias": self.bias.double().numpy()})
 
     def values(self, h: Tensor) -> Tensor:
         """Readouts [tokens, k] of residuals h [tokens, d_model], in float32 or h's dtype if wider."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from countersteer.core.errors import InputError, RefusedError, nearest
+from countersteer.core.errors import InputError, nearest
 
 VLLM = "vllm:"
 PLACES = 32
@@ -26,34 +26,32 @@ def load_engine(
 
     dtype: float32 (the embedded engine's default), bfloat16, float16 or float64 (exactness). device: cpu or cuda.
     `places` is how many requests decode together (32). `adapter`: a LoRA folder under every request; `adapters`:
-    folders by name, for requests that name one. `template`: a variation of the chat template (`text.TEMPLATES`).
+    folders by name, for requests that name one (servers must have been started with them). `template`: a variation of
+    the chat template (`text.TEMPLATES`).
 
-    "vllm:MODEL" also takes `layers`, `rows`, `readouts`, `capture_layers` and `lanes` (see
+    "vllm:MODEL" also takes `layers`, `rows`, `parts`, `readouts`, `capture_layers` and `lanes` (see
     `engines.vllm.engine.load_vllm`) and vLLM's own options, such as `tensor_parallel_size=8`. With `urls`, `model` may
     be left out, else the servers must serve it; `api_key` is theirs ($VLLM_API_KEY unless given).
     Raises InputError or RefusedError, also for an adapter of another model; EngineError if vLLM does not start.
     """
     _check_template(template)
     if urls is not None:
-        given = {"dtype": dtype, "device": device, "places": places, "adapter": adapter, "adapters": adapters}
-        given = {**given, "template": template, **vllm}
+        given = {"dtype": dtype, "device": device, "places": places, "adapter": adapter, "template": template, **vllm}
         _refuse(given, "with urls", "the servers were started with their own: leave it out")
-        return _remote(model, urls, api_key)
+        return _remote(model, urls, api_key, adapters)
     if api_key is not None:
         raise InputError("api_key is for servers: give it together with urls")
     if model is None:
         raise InputError("load_engine needs a model, or urls=['http://host:8000', ...]")
     if isinstance(model, str) and model.startswith(VLLM):
         _refuse({"device": device}, "with vLLM", "vLLM takes the machine's own: leave it out")
-        if adapter or adapters:
-            raise RefusedError("an adapter with vLLM", "it was not proven with one", "merging it into the weights")
         if places is not None:
             vllm["max_num_seqs"] = places
         if dtype is not None:
             vllm["dtype"] = dtype
         if template is not None:
             vllm["template"] = template
-        return _vllm(model.removeprefix(VLLM), vllm)
+        return _vllm(model.removeprefix(VLLM), {**vllm, "adapter": adapter, "adapters": adapters})
     _refuse(vllm, "of the embedded engine", "vLLM's options go with a model 'vllm:MODEL'")
     return _embedded(model, dtype, device, PLACES if places is None else places, adapter, adapters, template)
 
@@ -114,12 +112,14 @@ def _vllm(model: str, options: dict[str, Any]) -> Any:
     return load_vllm(model, **options)
 
 
-def _remote(model: Any, urls: Sequence[str], api_key: str | None) -> Any:
+def _remote(
+    model: Any, urls: Sequence[str], api_key: str | None, adapters: Mapping[str, str | os.PathLike[str]] | None
+) -> Any:
     from countersteer.engines.vllm.remote import load_remote
 
     if model is not None and not isinstance(model, str):
         raise InputError("with urls the model is on the servers: leave it out, or name it")
-    engine = load_remote(urls, api_key=api_key or os.environ.get(KEY))
+    engine = load_remote(urls, api_key=api_key or os.environ.get(KEY), adapters=adapters)
     try:
         if model is not None:
             _same_model(model.removeprefix(VLLM), engine)
@@ -131,11 +131,11 @@ def _remote(model: Any, urls: Sequence[str], api_key: str | None) -> Any:
 
 def _same_model(model: str, engine: Any) -> None:
     """Raise InputError unless the servers serve `model`: by its weights where they are here, else by its name."""
-    folder = Path(model)
-    if model == "organism":
-        from countersteer import organism
+    from countersteer import organism
 
-        folder = Path(organism.path())
+    folder = Path(model)
+    if model in organism.SHIPPED:
+        folder = Path(organism.path(model))
     served = str(engine.describe().get("model"))
     if folder.is_dir():
         from countersteer.engines.embedded.fingerprint import folder_fingerprint

@@ -50,7 +50,7 @@ def load_tools(spec: Spec, *, out: str | Path | None = None) -> Tools:
     sae = cs.load_sae(study.sae)
     check_latents(spec, sae)
     if settings.kind == "vllm":
-        return Tools(_vllm(spec, sae), sae, close=True)
+        return Tools(_vllm(spec, sae, adapters_of(spec, out=out)), sae, close=True)
     engine = cs.load_engine(
         study.model, dtype=settings.dtype, device=settings.device, adapter=settings.adapter,
         adapters=adapters_of(spec, out=out), template=study.template,
@@ -58,20 +58,21 @@ def load_tools(spec: Spec, *, out: str | Path | None = None) -> Tools:
     return Tools(engine, sae, close=True)
 
 
-def _vllm(spec: Spec, sae: Any) -> Any:
+def _vllm(spec: Spec, sae: Any, adapters: Mapping[str, Path]) -> Any:
     """The servers that a study names, or vLLM in this process, ready for the layers that the study reads."""
     import countersteer as cs
 
     study, settings = spec.settings.study, spec.settings.engine
     urls = [u for u in os.environ.get(URLS, "").split(",") if u] or settings.urls
     if urls is not None:
-        return cs.load_engine(study.model, urls=urls, template=study.template)
+        return cs.load_engine(study.model, urls=urls, template=study.template, adapters=adapters)
     given = settings.started
     if settings.rows is not None:
         given["rows"] = (settings.rows,)
     read = sorted({*layers(spec, sae), *(arm.layer for arm in spec.arms if arm.layer is not None)})
-    options: dict[str, Any] = {"dtype": settings.dtype, "template": study.template, **given}
-    return cs.load_engine(f"vllm:{study.model}", capture_layers=tuple(read), places=PLACES, **options)
+    options: dict[str, Any] = {"dtype": settings.dtype, "template": study.template, "places": PLACES, **given}
+    options |= {"adapter": settings.adapter, "adapters": adapters, "capture_layers": tuple(read)}
+    return cs.load_engine(f"vllm:{study.model}", **options)
 
 
 def adapters_of(spec: Spec, *, out: str | Path | None = None) -> dict[str, Path]:

@@ -194,9 +194,17 @@ def _check_engine(settings: Study, name: str) -> None:
             if getattr(engine, key) is not None:
                 raise InputError(f'{name}: [engine] {key} belongs to kind = "vllm"; leave it out, or say so')
         return
-    adapters = [engine.adapter, *(arm.adapter for arm in settings.arms.values())]
-    if any(adapters) or settings.finetune is not None:
-        raise RefusedError(f"{name}: an adapter on vLLM", "it was not proven with one", 'kind = "embedded"')
+    if settings.finetune is not None:
+        raise RefusedError(
+            f"{name}: [finetune] with vLLM",
+            "training needs the model in this process",
+            'training in a run with kind = "embedded", then naming the adapters\' folders in arms',
+        )
+    if engine.urls is not None and engine.adapter is not None:
+        raise RefusedError(
+            f"{name}: [engine] adapter with urls", "servers answer with the adapter that a request names",
+            "adapter = ... in the arms",
+        )  # fmt: skip
     if engine.device is not None:
         raise InputError(f"{name}: [engine] device is vLLM's own choice; leave it out")
     if any("@" in url for url in engine.urls or ()):

@@ -18,6 +18,7 @@ from countersteer.core.errors import CountersteerError, InputError
 from countersteer.core.fingerprint import fingerprint
 from countersteer.engines.embedded.fingerprint import folder_fingerprint, module_fingerprint
 from countersteer.engines.embedded.layers import find_layers, text_config, verify_layers
+from countersteer.engines.embedded.text import load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64, "float16": torch.float16}
 _SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp64": "float64", "fp16": "float16"}
@@ -95,7 +96,7 @@ def attention_for(config: Any) -> str:
 
 def load_model(name: str, *, dtype: str | None = None, device: str | None = None) -> LoadedModel:
     """Load and verify a model by folder, Hugging Face id or "organism". Raises InputError or RefusedError."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import cached_file
     from transformers.utils import logging as hf_logging
 
@@ -123,10 +124,7 @@ def load_model(name: str, *, dtype: str | None = None, device: str | None = None
             if bad := sorted(str(key) for key in info.get(kind) or ()):
                 raise InputError(f"model {name!r}: {len(bad)} {kind.replace('_keys', '')} weights, {bad[0]} for one")
         folder = Path(source) if Path(source).is_dir() else Path(str(cached_file(source, "config.json"))).parent
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError, KeyError, TypeError):
-            tokenizer = None
+        tokenizer = load_tokenizer(source)
         print_ = folder_fingerprint(folder)
     except CountersteerError:
         raise

@@ -16,6 +16,21 @@ reference code does in its Llama runs. Not known: whether that was meant, and wh
 """
 
 
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer of a model's folder or id, None where there is none.
+
+    For some model types transformers makes up a tokenizer of nothing but special tokens when the files are missing; its
+    end token would end responses of a model that never heard of it. That is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return tokenizer if set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens) else None
+
+
 def encode_request(request: Request, tokenizer: Any, *, template: str | None = None) -> list[int]:
     """Token ids of a request: chat template, assistant prefix, or plain text (`template` False).
 

@@ -14,7 +14,7 @@ from typing import Any
 from vllm.v1.sample.logits_processor import LogitsProcessor
 
 from countersteer.core.errors import CountersteerError
-from countersteer.engines.vllm.plan import check_fits, pieces_of
+from countersteer.engines.vllm.plan import Planner
 from countersteer.engines.vllm.settings import Settings
 from countersteer.engines.vllm.store import ENV, Store
 from countersteer.engines.vllm.ticket import Ticket
@@ -22,12 +22,18 @@ from countersteer.engines.vllm.ticket import Ticket
 SETTINGS = "COUNTERSTEER_SETTINGS"
 """Environment variable with the settings as JSON."""
 SHAPE = "COUNTERSTEER_SHAPE"
-"""Environment variable with `layers,width` of the served model, so that the front door can check what fits."""
+"""Environment variable with `layers,width,tokenizer` of the served model (tokenizer: 1 or 0), so that the front door
+can check what fits."""
 
 
 @lru_cache(maxsize=4)
 def _store(folder: str) -> Store:
     return Store(folder)
+
+
+@lru_cache(maxsize=4)
+def _planner(settings: Settings, layers: int, width: int) -> Planner:
+    return Planner(settings, n_layers=layers, d_model=width)
 
 
 def admit(extra_args: Any, settings: Settings | None = None) -> None:
@@ -40,11 +46,13 @@ def admit(extra_args: Any, settings: Settings | None = None) -> None:
         steer = store.get(ticket.steer) if ticket.steer else None
         if steer is not None and steer.gate is not None and not ticket.id:
             raise ValueError("a gated intervention needs POST /v1/countersteer/generate, which evaluates its gate")
-        pieces = pieces_of(steer, store.reads(ticket.reads) if ticket.reads else ())
+        reads = store.reads(ticket.reads) if ticket.reads else ()
         shape = os.environ.get(SHAPE)
         if settings is not None and shape:
-            layers, width = (int(v) for v in shape.split(","))
-            check_fits(pieces, settings, n_layers=layers, d_model=width)
+            layers, width, tokenizer = (int(v) for v in shape.split(","))
+            if ticket.exempt and not tokenizer:
+                raise ValueError("exempt stretches are found in the text, and this model has no tokenizer")
+            _planner(settings, layers, width).pieces(steer, reads)
     except CountersteerError as error:
         raise ValueError(str(error)) from error
 

@@ -4,8 +4,10 @@ GET  /v1/countersteer              facts of the server and the names of its inte
 PUT  /v1/countersteer/interventions[?name=NAME]   a bundle file; answers its fingerprint. Names never change
 POST /v1/countersteer/encode       a request; its token ids
 POST /v1/countersteer/generate     a request; lines of JSON: pieces, then the completion with receipt and readouts
+GET  /v1/countersteer/receipts/ID  the receipt of an ordinary completion whose `vllm_xargs` gave it that id; once
 POST /v1/countersteer/forward      a teacher-forced pass; answers a safetensors file
-Ordinary completions steer too: `vllm_xargs={"countersteer": "NAME"}`. With an API key (`--api-key`) every path needs
+Ordinary completions steer too: `vllm_xargs={"countersteer": "NAME"}`, or with an id that the client draws
+`{"countersteer": "{\"steer\": \"NAME\", \"id\": \"ID\"}"}`. With an API key (`--api-key`) every path needs
 it; without one nothing can be registered.
 """
 
@@ -17,6 +19,7 @@ import logging
 import os
 import tempfile
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +28,15 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from countersteer.core.errors import CountersteerError, InputError
+from countersteer.core.errors import CountersteerError, EngineError, InputError
 from countersteer.core.site import Site
 from countersteer.edits.bundle import load_bundle
+from countersteer.engines.vllm.adapters import served_adapters
 from countersteer.engines.vllm.admission import SHAPE
 from countersteer.engines.vllm.engine import describe, read_facts
-from countersteer.engines.vllm.plan import check_fits, pieces_of
-from countersteer.engines.vllm.private import CONFIG_KEY
-from countersteer.engines.vllm.session import Session
-from countersteer.engines.vllm.settings import Settings
+from countersteer.engines.vllm.measured import notes_of, problem_of, receipt_of
+from countersteer.engines.vllm.session import FAMILY, Session
+from countersteer.engines.vllm.settings import CONFIG_KEY, Settings
 from countersteer.engines.vllm.store import Store, check_made_for
 from countersteer.engines.vllm.wire import (
     completion_to_json,
@@ -65,6 +68,7 @@ class SteerEndpoint:
             Route(f"{PATH}/interventions", self._guarded(self.register, needs_key=True), methods=["PUT"]),
             Route(f"{PATH}/encode", self._guarded(self.encode), methods=["POST"]),
             Route(f"{PATH}/generate", self._guarded(self.generate), methods=["POST"]),
+            Route(f"{PATH}/receipts/{{id}}", self._guarded(self.receipt), methods=["GET"]),
             Route(f"{PATH}/forward", self._guarded(self.forward), methods=["POST"]),
         ]
 
@@ -79,7 +83,10 @@ class SteerEndpoint:
         workers = await Session.workers(engine_client, store)
         facts = read_facts(config, config.model_config.model, workers)
         store.check_model(model_fingerprint=facts.fingerprint, template_hash=facts.more["template_hash"])
-        os.environ[SHAPE] = f"{facts.n_layers},{facts.d_model}"  # for the admission of ordinary completions
+        # for the admission of ordinary completions
+        os.environ[SHAPE] = f"{facts.n_layers},{facts.d_model},{int(facts.tokenizer is not None)}"
+        loras = getattr(getattr(state, "openai_serving_models", None), "lora_requests", {})
+        facts = replace(facts, adapters=served_adapters(loras, model=facts.fingerprint, name=facts.name))
         self.session = Session(engine_client, store, settings, facts)
 
     def _guarded(self, work: Any, *, needs_key: bool = False) -> Any:
@@ -120,7 +127,7 @@ class SteerEndpoint:
             bundle = load_bundle(path)
         steer, about = bundle.intervention, session.facts
         check_made_for(bundle, model_fingerprint=about.fingerprint, template_hash=about.more["template_hash"])
-        check_fits(pieces_of(steer), session.settings, n_layers=about.n_layers, d_model=about.d_model)
+        session.planner.pieces(steer)
         key = session.store.put(steer)
         if name := request.query_params.get("name"):
             session.store.name(name, key)
@@ -153,6 +160,20 @@ class SteerEndpoint:
                 await stream.aclose()  # type: ignore[attr-defined]
 
         return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+    async def receipt(self, request: HttpRequest, session: Session) -> Response:
+        """What was measured for an ordinary completion, and why its intervention was a no-op, if it was."""
+        try:
+            measured = await session.collector.collect(request.path_params["id"])
+        except EngineError as error:
+            return JSONResponse({"error": error_to_json(error)}, 404)
+        steer = session.store.get(measured.steer) if measured.steer else None
+        receipt = receipt_of(steer, measured, prompt_tokens=measured.prompt_tokens, family=FAMILY)
+        notes = (*notes_of(measured), *receipt.notes)
+        found = None
+        if steer is not None:
+            found = problem_of(steer, receipt, measured, prompt_tokens=measured.prompt_tokens)
+        return JSONResponse({"receipt": finite(replace(receipt, notes=notes).to_dict()), "no_op": found})
 
     async def forward(self, request: HttpRequest, session: Session) -> Response:
         """Tensors `input.N` (readouts or one capture) or `input.N.M` (capture M of several)."""

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import os
 import shutil
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from countersteer.core.errors import CountersteerError, EngineError, InputError, RefusedError, nearest
 from countersteer.core.fingerprint import fingerprint
 from countersteer.core.request import Chunk, Completion, Request
-from countersteer.engines.vllm.private import CONFIG_KEY
+from countersteer.engines.vllm.adapters import EVERY, load_adapters, lora_options, read_adapters
 from countersteer.engines.vllm.session import FAMILY, Facts, Session
 from countersteer.engines.vllm.settings import Settings
 from countersteer.engines.vllm.store import ENV, Store
 
-log = logging.getLogger(__name__)
 WORKER = "countersteer.engines.vllm.worker.SteerWorker"
 SCHEDULER = "countersteer.engines.vllm.scheduler.SteerScheduler"
 
@@ -34,7 +33,7 @@ def engine_options(settings: Settings, options: Mapping[str, Any]) -> dict[str, 
         if options.get(name, value) != value and name == "async_scheduling":
             raise RefusedError("asynchronous scheduling", "receipts would count tokens after the end", "leave it off")
     more = dict(options.get("additional_config") or {})
-    return {**fixed, **options, "additional_config": {**more, CONFIG_KEY: settings.to_dict()}}
+    return {**fixed, **options, "additional_config": {**more, **settings.additional_config()}}
 
 
 def check_layers(settings: Settings, n_layers: int) -> None:
@@ -63,23 +62,19 @@ def process_environment(store: Path) -> Iterator[None]:
 def read_facts(config: Any, name: str, workers: Sequence[Mapping[str, Any]], *, template: str | None = None) -> Facts:
     """What a session must know, from vLLM's configuration and its workers. Raises InputError.
 
-    `template`: a variation of the chat template, by name.
+    `template`: a variation of the chat template, by name. Adapters are added where they are loaded.
     """
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import GenerationConfig
     from transformers.utils import cached_file
     from vllm import __version__ as version
 
     from countersteer.engines.embedded.fingerprint import folder_fingerprint
+    from countersteer.engines.embedded.text import load_tokenizer
 
     model = config.model_config
     source = model.model
     folder = Path(source) if Path(source).is_dir() else Path(str(cached_file(source, "config.json"))).parent
-    tokenizer = None
-    try:
-        if not model.skip_tokenizer_init:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError, TypeError):
-        log.info("model %s has no tokenizer", name)
+    tokenizer = None if model.skip_tokenizer_init else load_tokenizer(source)
     ends: set[int] = set()
     try:
         ends |= _ids(GenerationConfig.from_pretrained(folder).eos_token_id)
@@ -133,7 +128,15 @@ def describe(facts: Facts, settings: Settings) -> dict[str, Any]:
         "table_bytes_per_worker": facts.table_bytes,
         "settings": settings.to_dict(),
         **facts.more,
+        **_described(facts),
     }
+
+
+def _described(facts: Facts) -> dict[str, Any]:
+    """The adapters, as the embedded engine describes them."""
+    if facts.adapter is not None:
+        return {"adapter": facts.adapters[facts.adapter].record.fingerprint}
+    return {"adapters": {n: a.record.described() for n, a in facts.adapters.items()}} if facts.adapters else {}
 
 
 class Bridge:
@@ -246,6 +249,11 @@ class VllmEngine:
         """The model's tokenizer, or None."""
         return self.session.facts.tokenizer
 
+    @property
+    def alive(self) -> bool:
+        """Whether requests are taken."""
+        return self.llm is not None and self.bridge.thread.is_alive() and not self.llm.errored
+
     def describe(self) -> dict[str, Any]:
         """Plain facts for a run's header."""
         return describe(self.session.facts, self.session.settings)
@@ -295,18 +303,24 @@ def load_vllm(
     readouts: int = 32,
     capture_layers: Sequence[int] = (),
     lanes: int = 512,
+    parts: int = 2,
     template: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    adapters: Mapping[str, str | os.PathLike[str]] | None = None,
     **options: Any,
 ) -> VllmEngine:
-    """Start vLLM on a folder, a Hugging Face id or "organism" and steer it.
+    """Start vLLM on a folder, a Hugging Face id or a shipped model and steer it.
 
-    `layers` can be edited or read (all by default); `rows` per layer, one entry per step of `order`; `readouts` per
-    layer; `capture_layers` for `forward(capture=...)` and gates; `template`: a
-    variation of the chat template. Other options are vLLM's own (`dtype`,
-    `tensor_parallel_size`, `pipeline_parallel_size`, `max_model_len`, `enforce_eager`, ...).
-    Raises InputError, RefusedError, EngineError.
+    `layers` can be edited or read (all by default); `rows` per layer, one entry per step of `order`; `parts`: edits of
+    one request per layer and step; `readouts` per layer; `capture_layers` for `forward(capture=...)` and gates;
+    `template`: a variation of the chat template; `adapter`: a LoRA folder under every request, `adapters`: folders by
+    the names that requests use. Other options are vLLM's own (`dtype`, `tensor_parallel_size`,
+    `pipeline_parallel_size`, `max_model_len`, `enforce_eager`, ...). Raises InputError, RefusedError, EngineError.
     """
-    settings = Settings(tuple(layers), tuple(rows), readouts, tuple(capture_layers), lanes)
+    settings = Settings(tuple(layers), tuple(rows), readouts, tuple(capture_layers), lanes, parts)
+    if adapter is not None and adapters:
+        raise InputError("give adapter (under every request) or adapters (by name), not both")
+    records = read_adapters({EVERY: adapter} if adapter is not None else adapters or {})
     try:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -315,15 +329,13 @@ def load_vllm(
     from countersteer.engines.vllm.private import check_config, check_version
 
     check_version()
-    source = model
-    if model == "organism":
-        from countersteer import organism
+    from countersteer import organism
 
-        source = str(organism.path())
+    source = str(organism.path(model)) if model in organism.SHIPPED else model
     known = set(inspect.signature(AsyncEngineArgs).parameters)
     for name in sorted(set(options) - known):
         raise InputError(f"vLLM has no option {name!r}{nearest(name, known)}")
-    chosen = engine_options(settings, {"disable_log_stats": True, **options})
+    chosen = engine_options(settings, {"disable_log_stats": True, **lora_options(records), **options})
     given = os.environ.get(ENV)
     if given:
         Path(given).mkdir(parents=True, exist_ok=True)
@@ -341,6 +353,8 @@ def load_vllm(
         try:
             workers = await Session.workers(llm, store)
             facts = read_facts(llm.vllm_config, model, workers, template=template)
+            loaded = await load_adapters(llm, records, model=facts.fingerprint, name=model)
+            facts = replace(facts, adapters=loaded, adapter=EVERY if adapter is not None else None)
         except BaseException:
             llm.shutdown()
             raise

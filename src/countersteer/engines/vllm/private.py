@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from countersteer.core.errors import RefusedError
@@ -15,12 +17,11 @@ from countersteer.core.errors import RefusedError
 VERSIONS = ("0.32.",)
 """Beginnings of the versions of vLLM on which the tests of this engine pass."""
 
-CONFIG_KEY = "countersteer"
-"""The entry of `additional_config` (part of vLLM's compile-cache key) and of `extra_args` that is ours."""
-
-_LAYERS = ("model.layers", "language_model.model.layers", "transformer.h", "gpt_neox.layers", "model.decoder.layers")
-_RUNNER = ("_prepare_inputs", "_dummy_run", "get_model")
-_SCHEDULER = ("add_request", "finish_requests", "schedule", "grammar_compile_error_reqs")
+_LAYERS = ("model.layers", "transformer.h", "language_model.model.layers", "gpt_neox.layers", "model.decoder.layers")
+_RUNNER = ("_prepare_inputs", "_dummy_run", "_get_nans_in_logits", "get_model")
+_SCHEDULER = ("add_request", "finish_requests", "schedule", "update_from_output", "requests")
+_PAUSES = "countersteer_pauses"
+"""The attribute of vLLM's `SchedulerOutput` that tells workers where edits rest; it is pickled as it is."""
 _HASHERS = ("vllm.v1.core.kv_cache_utils", "vllm.v1.core.block_pool", "vllm.v1.simple_kv_offload.manager")
 HASH_FUNCTION = "generate_block_hash_extra_keys"
 
@@ -82,8 +83,6 @@ def check_config(config: Any) -> None:
         refuse("hf_overrides", "the model's fingerprint does not know them", "a config.json that holds them")
     if config.model_config.runner_type != "generate":
         refuse("a pooling model", "there is no response to steer", "a model that generates")
-    if config.lora_config is not None:
-        refuse("a LoRA adapter", "it was not proven with one", "merging the adapter into the weights")
 
 
 def check_runner(runner: Any) -> None:
@@ -108,17 +107,62 @@ def check_scheduler(scheduler: Any) -> None:
         raise RefusedError("this build of vLLM", f"its scheduler lacks {missing}", "pip install 'vllm==0.32.*'")
 
 
+def send_pauses(scheduler_output: Any, pauses: Mapping[str, Any]) -> None:
+    """Tell workers with a step where edits rest."""
+    if pauses:
+        setattr(scheduler_output, _PAUSES, dict(pauses))
+
+
+def pauses_in(scheduler_output: Any) -> Mapping[str, Any]:
+    """What `send_pauses` sent."""
+    found: Mapping[str, Any] = getattr(scheduler_output, _PAUSES, None) or {}
+    return found
+
+
+def end_with_error(scheduler: Any, reasons: Mapping[str, str]) -> list[tuple[Any, str]]:
+    """End requests before their newest token counts; returns (request, reason) for `with_errors`."""
+    if not reasons:
+        return []
+    from vllm.v1.request import RequestStatus
+
+    requests = scheduler.finish_requests(set(reasons), RequestStatus.FINISHED_ERROR)
+    return [(request, reasons[request.request_id]) for request in requests]
+
+
+def with_errors(outputs: dict[int, Any], ended: Sequence[tuple[Any, str]]) -> dict[int, Any]:
+    """A step's outputs and those of requests that ended with an error, which say why."""
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+
+    for request, reason in ended:
+        out = EngineCoreOutput(
+            request_id=request.request_id,
+            new_token_ids=[],
+            finish_reason=request.get_finished_reason(),
+            stop_reason=reason,
+            events=request.take_events(),
+            trace_headers=request.trace_headers,
+        )
+        whole = outputs.setdefault(request.client_index, EngineCoreOutputs())
+        whole.outputs.append(out)
+        if whole.finished_requests is not None:
+            whole.finished_requests.add(request.request_id)
+    return outputs
+
+
+def watch_logits(runner: Any, unsound: Any) -> None:
+    """Have `unsound(logits)` say which requests of a step have no next token: {request: a number > 0}.
+
+    The runner asks for it in place of counting NaNs, before it samples.
+    """
+    os.environ["VLLM_COMPUTE_NANS_IN_LOGITS"] = "1"
+    runner._get_nans_in_logits = unsound
+
+
 def layers_of(model: Any) -> dict[int, Any]:
     """Decoder layers of this pipeline stage by their global index. Raises RefusedError."""
     from vllm.model_executor.models.utils import PPMissingLayer
 
-    for path in (
-        "model.layers",
-        "transformer.h",
-        "language_model.model.layers",
-        "gpt_neox.layers",
-        "model.decoder.layers",
-    ):
+    for path in _LAYERS:
         found = model
         for part in path.split("."):
             found = getattr(found, part, None)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from countersteer.core.request import Chunk, Completion, Request
 from countersteer.core.site import Site
 from countersteer.edits.bundle import save_bundle
 from countersteer.edits.edit import Intervention
-from countersteer.edits.vectors import ReadRows, read_rows
+from countersteer.engines.embedded.adapter_record import AdapterRecord
+from countersteer.engines.vllm.adapters import read_adapters
+from countersteer.engines.vllm.collector import RowsOf
 from countersteer.engines.vllm.engine import Bridge, gather
 from countersteer.engines.vllm.wire import completion_from_json, error_from_json, reads_to_bytes, request_to_json
 
@@ -64,8 +67,11 @@ class Tried:
 class RemoteEngine:
     """The engine protocol over HTTP (see `load_remote`)."""
 
-    def __init__(self, servers: list[Server], bridge: Bridge, client: httpx.AsyncClient) -> None:
-        self.servers, self.bridge, self.client = servers, bridge, client
+    def __init__(
+        self, servers: list[Server], bridge: Bridge, client: httpx.AsyncClient, adapters: Mapping[str, AdapterRecord]
+    ) -> None:
+        self.servers, self.bridge, self.client, self.adapters = servers, bridge, client, adapters
+        self.rows = RowsOf()
         self.room = asyncio.Semaphore(CONNECTIONS)
 
     @property
@@ -89,8 +95,10 @@ class RemoteEngine:
         return int(self.servers[0].facts["layers"])
 
     def describe(self) -> dict[str, Any]:
-        """The first server's facts, and all URLs."""
-        return {**self.servers[0].facts, "urls": [s.url for s in self.servers]}
+        """The first server's facts, all URLs, and the adapters by the names that they have here."""
+        facts = {k: v for k, v in self.servers[0].facts.items() if k != "adapters"}
+        adapters = {name: record.described() for name, record in self.adapters.items()}
+        return {**facts, "urls": [s.url for s in self.servers], **({"adapters": adapters} if adapters else {})}
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """Pieces as they are generated. A server that dies after the first piece ends the stream with EngineError."""
@@ -119,7 +127,7 @@ class RemoteEngine:
         if isinstance(inputs, str):
             raise InputError("forward takes a list of texts: forward([text])")
         one = isinstance(capture, Site)
-        groups = read_rows(readouts) if readouts is not None else []
+        groups = self.rows(readouts)
         body = {
             "inputs": [i if isinstance(i, str) else [int(t) for t in i] for i in inputs],
             "reduce": reduce,
@@ -246,8 +254,9 @@ class RemoteEngine:
         steer: Intervention | None = request.intervention
         if steer is not None and steer.fingerprint not in server.known:
             await self._tell(server, steer)
-        groups: list[ReadRows] = read_rows(request.readouts) if request.readouts is not None else []
-        body = request_to_json(request, steer.fingerprint if steer is not None else None, groups)
+        groups = self.rows(request.readouts)
+        named = request.with_(adapter=self._adapter(server, request.adapter)) if request.adapter else request
+        body = request_to_json(named, steer.fingerprint if steer is not None else None, groups)
         try:
             async with self.client.stream("POST", f"{server.url}{PATH}/generate", json=body) as response:
                 if response.status_code != 200:
@@ -266,6 +275,14 @@ class RemoteEngine:
                         yield Chunk(data["text"], tuple(data["tokens"]))
         except (httpx.HTTPError, json.JSONDecodeError) as error:
             raise _Unreachable(f"{type(error).__name__}: {error}") from error
+
+    def _adapter(self, server: Server, name: str) -> str:
+        """The name that a server gives to the adapter of a name. Raises InputError for one that was not given."""
+        record = self.adapters.get(name)
+        if record is None:
+            known = ", ".join(self.adapters) or "none"
+            raise InputError(f"adapter {name!r} is not loaded (loaded: {known}); give it to load_engine(adapters=...)")
+        return _served_as(server, record) or name
 
     async def _tell(self, server: Server, steer: Intervention, name: str | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -306,15 +323,28 @@ def _error(response: httpx.Response) -> Exception:
 def _check(request: Any) -> None:
     if not isinstance(request, Request):
         raise InputError(f"an engine takes a Request, got {type(request).__name__}")
-    request.refuse_embedded_only()
     if request.intervention is not None and not isinstance(request.intervention, Intervention):
         raise InputError(f"an intervention is made by cs.add, ...; got {type(request.intervention).__name__}")
 
 
-def load_remote(urls: Sequence[str], *, api_key: str | None = None, timeout: float = 600.0) -> RemoteEngine:
+def _served_as(server: Server, record: AdapterRecord) -> str | None:
+    """The name under which a server serves an adapter, by its content; None if it does not."""
+    offered = server.facts.get("adapters") or {}
+    return next((name for name, facts in offered.items() if facts.get("fingerprint") == record.fingerprint), None)
+
+
+def load_remote(
+    urls: Sequence[str],
+    *,
+    api_key: str | None = None,
+    timeout: float = 600.0,
+    adapters: Mapping[str, str | os.PathLike[str]] | None = None,
+) -> RemoteEngine:
     """An engine over steered vLLM servers. At least one must answer; all that answer must be the same model.
 
-    `timeout`: seconds without a byte after which a server counts as dead. Raises InputError, RefusedError, EngineError.
+    `timeout`: seconds without a byte after which a server counts as dead. `adapters`: folders by the names that
+    requests use; every server must have been started with them, under whatever names. Raises InputError, RefusedError,
+    EngineError.
     """
     if isinstance(urls, str) or not urls:
         raise InputError("urls takes a list of servers: urls=['http://host:8000', ...]")
@@ -322,13 +352,16 @@ def load_remote(urls: Sequence[str], *, api_key: str | None = None, timeout: flo
         if not str(url).startswith(("http://", "https://")):
             raise InputError(f"{str(url)!r} is no address of a server: give one such as http://host:8000")
     servers = [Server(str(u).rstrip("/")) for u in urls]
+    records = read_adapters(adapters or {})
     bridge = Bridge("countersteer-remote")
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     async def start() -> RemoteEngine:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         times = httpx.Timeout(timeout, connect=10.0, pool=None)
-        engine = RemoteEngine(servers, bridge, httpx.AsyncClient(headers=headers, timeout=times, limits=limits))
+        engine = RemoteEngine(
+            servers, bridge, httpx.AsyncClient(headers=headers, timeout=times, limits=limits), records
+        )
         answered = []
         for server in servers:
             try:
@@ -348,6 +381,14 @@ def load_remote(urls: Sequence[str], *, api_key: str | None = None, timeout: flo
                     f"a study over {first.url} and {server.url}",
                     f"they differ in {', '.join(other)}, so their answers are not the same trials",
                     "servers of one model in one dtype",
+                )
+        for name, record in records.items():
+            lacking = [s.url for s in answered if _served_as(s, record) is None]
+            if lacking:
+                raise RefusedError(
+                    f"adapter {name!r}",
+                    f"{', '.join(lacking)} does not serve it",
+                    "starting the servers with --adapters",
                 )
         return engine
 

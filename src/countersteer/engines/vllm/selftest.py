@@ -13,8 +13,9 @@ import torch
 
 from countersteer.core.errors import RefusedError
 from countersteer.engines.vllm.private import two_inputs
+from countersteer.engines.vllm.rows import NOWHERE
 from countersteer.engines.vllm.steering import Steering
-from countersteer.engines.vllm.unit import CHANGED, NOWHERE, SEEN, Unit
+from countersteer.engines.vllm.unit import CHANGED, LANE, OWNER, POSITION, SEEN, Unit
 
 TOKENS = 4
 
@@ -33,38 +34,37 @@ def self_test(steering: Steering, runner: Any, config: Any) -> None:
 
 def _arm(steering: Steering, count: int) -> None:
     """One unconditional row in every table, switched on for lane 1 on all tokens."""
+    lane = torch.tensor([1], device=steering.index.at.device)
     for number, unit in steering.units.items():
-        unit.open(1)
+        unit.open(lane)
         unit.values.zero_()
         for table in unit.tables:
             table.bias[0], table.slope[0], table.intercept[0] = 1.0, 0.0, 1.0
             generator = torch.Generator().manual_seed(number)
             table.write[0] = torch.randn(steering.d_model, generator=generator).to(table.write)
-            table.start[1, 0], table.stop[1, 0] = 0, NOWHERE
+            table.start[1, 0], table.stop[1, 0], table.part[1, 0] = 0, NOWHERE, 0
         if unit.reads:
             unit.read_bias[0] = 1.0
-    steering.index.at[0, :count], steering.index.at[1, :count] = 1, 1
-    steering.index.at[2, :count] = torch.arange(1, count + 1)
+    at = steering.index.at
+    at[LANE, :count], at[OWNER, :count] = 1, 1
+    at[POSITION, :count] = torch.arange(1, count + 1)
 
 
 def _disarm(steering: Steering) -> None:
     steering.index.at.zero_()
     for unit in steering.units.values():
-        unit.open(1)
-        unit.stats.zero_()
-        unit.peaks.zero_()
-        unit.values.zero_()
-        unit.read_bias.zero_()
+        for total in (unit.sums, unit.peaks, unit.values, unit.read_bias):
+            total.zero_()
         for table in unit.tables:
-            table.clear([0])
-            table.before.zero_()
-            table.after.zero_()
+            table.shut(torch.tensor([1], device=table.start.device))
+            for part in (table.read, table.write, table.bias, table.slope, table.intercept):
+                part[0] = 0
 
 
 def _check(steering: Steering, count: int) -> None:
     for number, unit in steering.units.items():
         if unit.editable:
-            seen, changed = float(unit.stats[1, SEEN]), float(unit.stats[1, CHANGED])
+            seen, changed = unit.sums[1, SEEN].item(), unit.sums[1, CHANGED].item()
             # A replayed or repeated dummy run may pass the tokens more than once, never less.
             if seen < count or changed != seen or seen % count:
                 raise RefusedError(

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import os
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,10 +20,12 @@ from countersteer.core.request import Chunk, Completion, Receipt, Request
 from countersteer.core.site import Site
 from countersteer.core.span import END, Span
 from countersteer.edits.edit import Intervention
-from countersteer.edits.vectors import ReadRows, read_rows
+from countersteer.edits.vectors import ReadRows
 from countersteer.engines.embedded.text import TextStream, encode_request
-from countersteer.engines.vllm.measured import Measured, merge, problem_of, readouts_of, receipt_of
-from countersteer.engines.vllm.plan import check_fits, pieces_of
+from countersteer.engines.vllm.adapters import Adapter
+from countersteer.engines.vllm.collector import Collector, RowsOf
+from countersteer.engines.vllm.measured import Measured, notes_of, problem_of, readouts_of, receipt_of
+from countersteer.engines.vllm.plan import Planner
 from countersteer.engines.vllm.settings import Settings
 from countersteer.engines.vllm.store import Store
 from countersteer.engines.vllm.ticket import Ticket
@@ -33,7 +35,8 @@ FAMILY = "vllm-1"
 
 @dataclass(frozen=True)
 class Facts:
-    """What a session knows of its model. `ends` are the ids that end a response."""
+    """What a session knows of its model. `ends` are the ids that end a response; `adapter` names the one of `adapters`
+    that is under every request."""
 
     name: str
     fingerprint: str
@@ -47,6 +50,8 @@ class Facts:
     device: str
     table_bytes: int = 0
     template: str | None = None
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    adapter: str | None = None
     more: dict[str, Any] = field(default_factory=dict)
 
 
@@ -55,9 +60,10 @@ class Session:
 
     def __init__(self, llm: Any, store: Store, settings: Settings, facts: Facts) -> None:
         self.llm, self.store, self.settings, self.facts = llm, store, settings, facts
+        self.planner = Planner(settings, n_layers=facts.n_layers, d_model=facts.d_model)
+        self.rows = RowsOf()
+        self.collector = Collector(llm)
         self._numbers = itertools.count()
-        self._wanted: dict[str, asyncio.Future[list[Any]]] = {}
-        self._collector: asyncio.Task[None] | None = None
 
     @staticmethod
     async def workers(llm: Any, store: Store) -> list[dict[str, Any]]:
@@ -87,16 +93,16 @@ class Session:
         """Everything that can be refused before work starts. Raises InputError or RefusedError."""
         if not isinstance(request, Request):
             raise InputError(f"an engine takes a Request, got {type(request).__name__}")
-        request.refuse_embedded_only()
         steer = request.intervention
         if steer is not None and not isinstance(steer, Intervention):
             raise InputError(f"an intervention is made by cs.add, cs.clamp, ...; got {type(steer).__name__}")
-        groups = rows_of(request.readouts)
-        check_fits(pieces_of(steer, groups), self.settings, n_layers=self.facts.n_layers, d_model=self.facts.d_model)
+        groups = self.rows(request.readouts)
+        self.planner.pieces(steer, groups)
         if steer is not None and steer.gate is not None:
             self._check_capture(steer.gate.site, "the gate")
             if steer.gate.direction.shape[1] != self.facts.d_model:
                 raise InputError(f"the gate is not {self.facts.d_model} wide as the model's residual stream is")
+        self._lora(request)
         prompt = self.encode(request)
         limit, most = self.facts.max_positions, request.sampling.max_tokens
         if len(prompt) + most > limit:
@@ -105,9 +111,20 @@ class Session:
                 f"the model has {limit} positions here",
                 f"max_tokens of at most {max(limit - len(prompt), 0)}",
             )
-        if request.sampling.stop and self.facts.tokenizer is None:
-            raise InputError("stop strings need a tokenizer, and this model has none")
+        for what, given in (("stop strings", request.sampling.stop), ("exempt stretches", request.exempt)):
+            if given and self.facts.tokenizer is None:
+                raise InputError(f"{what} are found in the text, and this model has no tokenizer")
         return prompt, groups
+
+    def _lora(self, request: Request) -> Any:
+        """vLLM's form of the adapter under a request, None for none. Raises InputError for one that is not loaded."""
+        name, known = self.facts.adapter, self.facts.adapters
+        if request.adapter is not None:
+            if name is not None or request.adapter not in known:
+                loaded = f"adapter {request.adapter!r} is not loaded (loaded: {', '.join(known) or 'none'})"
+                raise InputError(f"{loaded}; give it to load_engine(adapters=...)")
+            name = request.adapter
+        return known[name].lora if name is not None else None
 
     def _check_capture(self, site: Site, what: str) -> None:
         if site.layer >= self.facts.n_layers:
@@ -148,39 +165,46 @@ class Session:
         from vllm.sampling_params import RequestOutputKind
 
         prompt, groups = self.check(request)
-        steer, notes = request.intervention, []
+        steer, notes, lora = request.intervention, [], self._lora(request)
         if steer is not None and steer.gate is not None:
-            residuals = await self._pass(prompt, capture=(steer.gate.site.layer,))
+            residuals = await self._pass(prompt, capture=(steer.gate.site.layer,), lora=lora)
             opened = steer.gate.opens(residuals.arrays[f"capture.{steer.gate.site.layer}"])
             notes.append(f"gate {'open' if opened else 'closed'}")
             steer = steer if opened else None
+        only = steer is not None and request.measure_only
         ticket = None
         if steer is not None or groups:
             ticket = Ticket(
                 steer=self.store.put(steer) if steer is not None else None,
+                only=only,
+                exempt=request.exempt if steer is not None else (),
                 reads=self.store.put_reads(groups) if groups else None,
                 id=uuid.uuid4().hex,
             )
-        params = self._params(request, ticket, fresh=bool(groups), output_kind=RequestOutputKind.DELTA, **more)
-        text, tokens, finish = TextStream(self.facts.tokenizer, request.sampling.stop), [], None
-        async for output in self._outputs(prompt, params):
+        # What is read or only measured must be computed: cached positions would be missing.
+        params = self._params(request, ticket, fresh=bool(groups) or only, output_kind=RequestOutputKind.DELTA, **more)
+        text, tokens, finish, reason = TextStream(self.facts.tokenizer, request.sampling.stop), [], None, None
+        async for output in self._outputs(prompt, params, lora):
             for token in output.token_ids:
                 tokens.append(token)
                 piece = text.push(token) if token not in self.facts.ends else ""
                 yield Chunk(piece, (token,))
-            finish = output.finish_reason
+            finish, reason = output.finish_reason, output.stop_reason
         if finish not in ("stop", "length"):
-            raise EngineError(f"vLLM ended the request with {finish or 'nothing'}: it was refused at admission")
+            raise EngineError(str(reason or f"vLLM ended the request with {finish or 'nothing'}"))
         rest = text.finish()
         if rest:
             yield Chunk(rest)
         receipt, values, problem = Receipt((), FAMILY), None, None
         if ticket is not None and ticket.id is not None:
-            measured = await self._collect(ticket.id)
+            measured = await self.collector.collect(ticket.id)
             receipt = receipt_of(steer, measured, prompt_tokens=len(prompt), family=FAMILY)
+            notes += notes_of(measured)
             values = readouts_of(groups, measured).numpy() if groups else None
             if steer is not None:
                 problem = problem_of(steer, receipt, measured, prompt_tokens=len(prompt))
+        if problem and only:  # what is not there to act cannot fail to act
+            notes, problem = [*notes, f"would have been refused as a no-op: {problem}"], None
         completion = Completion(
             text=text.text,
             tokens=tuple(tokens),
@@ -204,10 +228,10 @@ class Session:
             await stream.aclose()  # type: ignore[attr-defined]
         raise EngineError("the stream ended without a completion")
 
-    async def _outputs(self, prompt: list[int], params: Any) -> AsyncIterator[Any]:
+    async def _outputs(self, prompt: list[int], params: Any, lora: Any = None) -> AsyncIterator[Any]:
         """vLLM's output pieces of one request."""
         number = f"countersteer-{next(self._numbers)}-{uuid.uuid4().hex[:8]}"
-        outputs = self.llm.generate({"prompt_token_ids": prompt}, params, number)
+        outputs = self.llm.generate({"prompt_token_ids": prompt}, params, number, lora_request=lora)
         try:
             async for output in outputs:
                 yield output.outputs[0]
@@ -228,6 +252,7 @@ class Session:
         capture: tuple[int, ...] = (),
         reduce: str = "none",
         bounds: tuple[int, int] = (0, END),
+        lora: Any = None,
     ) -> Measured:
         """One teacher-forced pass over a text: a request for one token that is thrown away."""
         ticket = Ticket(
@@ -240,10 +265,10 @@ class Session:
         )
         one = Request(tokens=tuple(ids))
         one = one.with_(sampling=replace(one.sampling, temperature=0.0, max_tokens=1))
-        async for _ in self._outputs(list(ids), self._params(one, ticket, fresh=True)):
+        async for _ in self._outputs(list(ids), self._params(one, ticket, fresh=True), lora):
             pass
         assert ticket.id is not None
-        return await self._collect(ticket.id)
+        return await self.collector.collect(ticket.id)
 
     async def forward(
         self,
@@ -263,8 +288,9 @@ class Session:
         if isinstance(inputs, str):
             raise InputError("forward takes a list of texts: forward([text])")
         where, one = Span.parse(span), isinstance(capture, Site)
-        groups = rows_of(readouts)
-        check_fits(pieces_of(None, groups), self.settings, n_layers=self.facts.n_layers, d_model=self.facts.d_model)
+        groups = self.rows(readouts)
+        self.planner.pieces(None, groups)
+        lora = self.facts.adapters[self.facts.adapter].lora if self.facts.adapter is not None else None
         sites: list[Site] = [] if capture is None else [capture] if one else list(capture)
         for site in sites:
             self._check_capture(site, "a capture")
@@ -277,7 +303,7 @@ class Session:
         async def one_text(ids: list[int]) -> Any:
             bounds = where.bounds(len(ids))
             layers = tuple(dict.fromkeys(s.layer for s in sites))
-            measured = await self._pass(ids, groups=groups, capture=layers, reduce=reduce, bounds=bounds)
+            measured = await self._pass(ids, groups=groups, capture=layers, reduce=reduce, bounds=bounds, lora=lora)
             if groups:
                 return reduced(readouts_of(groups, measured), reduce, bounds)
             values = [measured.arrays[f"capture.{s.layer}"] for s in sites]
@@ -293,41 +319,6 @@ class Session:
                 f"a text of {len(ids)} tokens is too long for the {self.facts.max_positions} positions here"
             )
         return ids
-
-    async def _collect(self, key: str) -> Measured:
-        """What every worker measured for a ticket; requests that end together share one call."""
-        future = self._wanted[key] = asyncio.get_running_loop().create_future()
-        if self._collector is None or self._collector.done():
-            self._collector = asyncio.create_task(self._collect_all())
-        return merge(await future)
-
-    async def _collect_all(self) -> None:
-        while self._wanted:
-            await asyncio.sleep(0)
-            wanted = dict(self._wanted)
-            try:
-                answers = await self.llm.collective_rpc("countersteer_collect", args=(list(wanted),))
-            except Exception as error:
-                failed = EngineError(f"vLLM failed: {' '.join(str(error).split())[:300] or type(error).__name__}")
-                failed.__cause__ = error
-                for key, future in wanted.items():
-                    self._wanted.pop(key, None)
-                    if not future.done():
-                        future.set_exception(failed)
-                continue
-            for i, (key, future) in enumerate(wanted.items()):
-                self._wanted.pop(key, None)
-                if not future.done():
-                    future.set_result([a[i] for a in answers])
-
-
-def rows_of(readouts: Any) -> list[ReadRows]:
-    """Readout rows of latents and directions, or rows that a client has made of them."""
-    if readouts is None:
-        return []
-    if isinstance(readouts, list) and readouts and all(isinstance(r, ReadRows) for r in readouts):
-        return readouts
-    return read_rows(readouts)
 
 
 def reduced(values: Tensor, how: str, bounds: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A worker's side of steering: lanes for requests, the token-to-lane index, what was measured.
+"""A worker's side of steering: lanes for requests, the token index, what was measured.
 
 Driven by the worker: `begin` before a step (requests that came and went), `fill` once the runner has ordered its
 batch, `end` after it. Nothing here raises into the worker; what went wrong is kept under the request's id.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,32 +18,19 @@ from safetensors.torch import save
 from torch import Tensor
 
 from countersteer.core.errors import InputError
-from countersteer.engines.vllm.plan import READS, Ledger, Piece, check_fits, pieces_of
+from countersteer.core.span import END
+from countersteer.engines.vllm import lanes as tables
+from countersteer.engines.vllm.lanes import Lane
+from countersteer.engines.vllm.plan import Ledger, Planner
 from countersteer.engines.vllm.private import layers_of
 from countersteer.engines.vllm.settings import Settings
 from countersteer.engines.vllm.store import Store
 from countersteer.engines.vllm.ticket import Ticket
-from countersteer.engines.vllm.unit import Index, Unit
+from countersteer.engines.vllm.unit import Index, Sums, Unit
 
 log = logging.getLogger(__name__)
 KEPT = 2048
 """Finished requests whose results are kept until they are collected."""
-
-
-@dataclass
-class Lane:
-    """A request in flight: its ticket, its lane, and what was recorded. `done` positions have been measured."""
-
-    number: int
-    ticket: Ticket
-    prompt_tokens: int
-    pieces: tuple[Piece, ...]
-    rows: list[tuple[Piece, list[int], bool]]
-    first: int | None = None
-    done: int = 0
-    values: dict[int, list[Tensor]] = field(default_factory=dict)
-    taken: dict[int, list[Tensor]] = field(default_factory=dict)
-    taken_count: int = 0
 
 
 class Steering:
@@ -74,10 +61,13 @@ class Steering:
                 self.units[number] = unit
                 layer.countersteer = unit
                 layer.register_forward_hook(_hook)
+        self.planner = Planner(settings, n_layers=self.n_layers, d_model=self.d_model)
         self.ledger = Ledger(settings)
         self.lanes: dict[str, Lane] = {}
         self.free = list(range(settings.lanes, 0, -1))
         self.finished: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self.failed: set[str] = set()
+        """Requests in flight that could not be steered."""
         self.filled = 0
         self.slices: list[tuple[Lane, int, int, int]] = []
 
@@ -87,108 +77,111 @@ class Steering:
         seen = {b.data_ptr(): b.nbytes for unit in self.units.values() for b in unit.buffers()}
         return sum(seen.values())
 
-    def begin(self, gone: set[str], new: list[tuple[str, Any, int]]) -> None:
-        """Requests that ended before this step, and (id, extra_args, prompt tokens) of those that begin in it."""
-        for request in gone:
-            self._guard(request, lambda request=request: self._leave(request))
-        for request, extra, prompt_tokens in new:
-            if extra:
-                self._guard(
-                    request,
-                    lambda r=request, e=extra, p=prompt_tokens: self._enter(r, e, p),
-                )
+    def begin(
+        self,
+        gone: Iterable[str],
+        new: Iterable[tuple[str, Any, int]],
+        pauses: Mapping[str, Sequence[tuple[int, int, str]]] | None = None,
+    ) -> None:
+        """Requests that ended before this step, (id, extra_args, prompt tokens) of those that begin in it, and the
+        positions [from, to) at which the edits of requests rest, where they have changed."""
+        gone = list(gone)
+        self.failed.difference_update(gone)
+        left = [lane for request in gone if (lane := self._leave(request)) is not None]
+        if left:
+            sums = tables.close(self.units, left)
+            for lane in left:
+                if lane.ticket.id:
+                    self._keep(lane.ticket.id, {"lane": lane, "sums": sums[lane.number]})
+        entered = [lane for r, extra, n in new if extra and (lane := self._guarded(r, extra, n)) is not None]
+        if entered:
+            tables.open_(self.units, entered)
+        for request, stretches in (pauses or {}).items():
+            if (lane := self.lanes.get(request)) is not None:
+                lane.pauses = tuple((int(a), int(b), str(name)) for a, b, name in stretches)
 
-    def _guard(self, request: str, work: Any) -> None:
+    def _guarded(self, request: str, extra: Any, prompt_tokens: int) -> Lane | None:
         try:
-            work()
+            return self._enter(request, extra, prompt_tokens)
         except Exception as error:  # a worker that raises takes the whole engine down
             log.warning("request %s cannot be steered: %s", request, error)
-            self.finished[request] = {"error": " ".join(str(error).split())[:300]}
+            self.failed.add(request)
+            return None
 
-    def _enter(self, request: str, extra: Any, prompt_tokens: int) -> None:
+    def _enter(self, request: str, extra: Any, prompt_tokens: int) -> Lane | None:
         ticket = Ticket.of(extra)
         if ticket is None or request in self.lanes:
-            return
+            return None
         try:
             steer = self.store.get(ticket.steer) if ticket.steer else None
-            pieces = pieces_of(steer, self.store.reads(ticket.reads) if ticket.reads else ())
-            check_fits(pieces, self.settings, n_layers=self.n_layers, d_model=self.d_model)
+            pieces = self.planner.pieces(steer, self.store.reads(ticket.reads) if ticket.reads else ())
             if not self.ledger.fits(pieces):
                 raise InputError("the row tables are full")
-            rows = self.ledger.reserve(request, pieces)
+            placed = self.ledger.reserve(request, pieces)
         except Exception as error:
             if ticket.id:
                 self._keep(ticket.id, {"error": " ".join(str(error).split())[:300]})
             raise
-        lane = Lane(self.free.pop(), ticket, prompt_tokens, pieces, rows)
-        self.lanes[request] = lane
-        for unit in {p.layer: self.units.get(p.layer) for p in pieces}.values():
-            if unit is not None:
-                unit.open(lane.number)
-        for piece, numbers, fresh in rows:
-            unit = self.units.get(piece.layer)
-            if unit is None:
-                continue
-            if piece.edit is not None:
-                table = unit.tables[piece.stage]
-                if fresh:
-                    table.put(numbers, piece.edit)
-                table.switch(lane.number, numbers, piece.edit.span.bounds(prompt_tokens))
-            elif piece.read is not None and fresh:
-                unit.put_read(numbers, piece.read)
+        lane = self.lanes[request] = Lane(self.free.pop(), ticket, prompt_tokens, placed)
+        return lane
 
-    def _leave(self, request: str) -> None:
+    def _leave(self, request: str) -> Lane | None:
         lane = self.lanes.pop(request, None)
-        if lane is None:
-            return
-        if lane.ticket.id:
-            self._keep(lane.ticket.id, {"lane": lane, "sums": self._snapshot(lane)})
-        for number in {p.layer for p in lane.pieces}:
-            if number in self.units:
-                self.units[number].shut(lane.number)
-        for piece, rows in self.ledger.release(request):
-            unit = self.units.get(piece.layer)
-            if unit is not None and piece.stage != READS:
-                unit.tables[piece.stage].clear(rows)
-        self.free.append(lane.number)
+        if lane is not None:
+            self.ledger.release(request)
+            self.free.append(lane.number)
+        return lane
 
     def _keep(self, key: str, value: dict[str, Any]) -> None:
         self.finished[key] = value
         while len(self.finished) > KEPT:
             self.finished.popitem(last=False)
 
-    def fill(self, requests: list[str], scheduled: np.ndarray, computed: np.ndarray) -> None:
+    def fill(self, requests: Sequence[str], scheduled: np.ndarray, computed: np.ndarray) -> None:
         """Write the token index of a step: its requests in order, their numbers of scheduled and computed tokens."""
         self.slices = []
         if not self.lanes and not self.filled:
             return
-        tokens = int(scheduled.sum())
-        at = np.zeros((3, max(tokens, self.filled)), dtype=np.int64)
-        begin = 0
-        for request, count, start in zip(requests, scheduled.tolist(), computed.tolist(), strict=True):
-            lane, end = self.lanes.get(request), begin + count
-            if lane is not None:
-                position = np.arange(start, start + count)
-                at[0, begin:end], at[2, begin:end] = lane.number, position
-                at[1, begin:end] = np.where(position >= lane.done, lane.number, 0)
-                fresh = max(lane.done - start, 0)
-                if fresh < count:
-                    self.slices.append((lane, begin + fresh, end, start + fresh))
-                if lane.first is None:
-                    lane.first = start
-                lane.done = max(lane.done, start + count)
-            begin = end
+        tokens, found = int(scheduled.sum()), [self.lanes.get(r) for r in requests]
+        at = np.zeros((4, max(tokens, self.filled)), dtype=np.int64)
+        ends = np.cumsum(scheduled, dtype=np.int64)
+        begins = ends - scheduled
+        numbers = np.array([0 if lane is None else lane.number for lane in found], dtype=np.int64)
+        done = np.array([0 if lane is None else lane.done for lane in found], dtype=np.int64)
+        lane_of = np.repeat(numbers, scheduled)
+        position = np.arange(tokens) - np.repeat(begins - computed, scheduled)
+        at[0, :tokens], at[2, :tokens] = lane_of, np.where(lane_of > 0, position, 0)
+        at[1, :tokens] = np.where(position >= np.repeat(done, scheduled), lane_of, 0)
+        for i, lane in enumerate(found):
+            if lane is None:
+                continue
+            start, stop, computed_before = int(begins[i]), int(ends[i]), int(computed[i])
+            if lane.ticket.only:
+                at[3, start:stop] = 1
+            for low, high, _ in lane.pauses:
+                resting = slice(start + max(low - computed_before, 0), max(start + min(high, END) - computed_before, 0))
+                at[:2, resting.start : min(resting.stop, stop)] = 0
+            fresh = max(lane.done - computed_before, 0)
+            if (lane.columns or lane.ticket.capture) and start + fresh < stop:
+                self.slices.append((lane, start + fresh, stop, computed_before + fresh))
+            if lane.first is None:
+                lane.first = computed_before
+            lane.done = max(lane.done, computed_before + stop - start)
         self.index.at[:, : at.shape[1]].copy_(torch.from_numpy(at))
-        self.filled = tokens if self.slices or at[0].any() else 0
+        self.filled = tokens if numbers.any() else 0
 
     def end(self) -> None:
         """Keep this step's readouts and captures."""
         slices, self.slices = self.slices, []
+        if not slices:
+            return
+        for layer in {layer for lane, *_ in slices for layer in lane.columns if layer in self.units}:
+            here = [(lane, a, b) for lane, a, b, _ in slices if layer in lane.columns]
+            values, low = self.units[layer].values, here[0][1]
+            copy = values[low : here[-1][2]].clone()  # one copy for all; what lies between them is small
+            for lane, a, b in here:
+                lane.values.setdefault(layer, []).append((copy, a - low, b - low))
         for lane, begin, stop, position in slices:
-            for piece, numbers, _ in lane.rows:
-                if piece.stage == READS and piece.layer in self.units:
-                    part = self.units[piece.layer].values[begin:stop, numbers]
-                    lane.values.setdefault(piece.layer, []).append(part.clone())
             if lane.ticket.capture:
                 self._take(lane, begin, stop, position)
 
@@ -216,55 +209,53 @@ class Steering:
                 kept[0] = kept[0] + h.float().sum(0)
         lane.taken_count += high - low
 
-    def _snapshot(self, lane: Lane) -> dict[int, dict[str, Any]]:
-        """A copy of a lane's sums, one entry per edited layer of this stage, still on the device."""
-        out: dict[int, dict[str, Any]] = {}
-        for number in sorted({p.layer for p in lane.pieces if p.edit is not None}):
-            unit = self.units.get(number)
-            if unit is None:
-                continue
-            pairs = []
-            for piece, numbers, _ in lane.rows:
-                if piece.layer == number and piece.edit is not None:
-                    table = unit.tables[piece.stage]
-                    pairs.append((table.before[lane.number, numbers], table.after[lane.number, numbers]))
-            out[number] = {
-                "sums": torch.cat([unit.stats[lane.number], unit.peaks[lane.number]]),
-                "before": [b for b, _ in pairs],
-                "after": [a for _, a in pairs],
-            }
-        return out
-
-    def collect(self, ids: list[str]) -> list[dict[str, Any]]:
+    def collect(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         """What was measured for each id, as plain data and bytes; `{}` where this worker knows nothing of it."""
-        live = {lane.ticket.id: lane for lane in self.lanes.values() if lane.ticket.id}
-        out = []
+        asked = set(ids)
+        live = {lane.ticket.id: lane for lane in self.lanes.values() if lane.ticket.id in asked}
+        found: list[dict[str, Any]] = []
         for key in ids:
-            found = self.finished.pop(key, None)
-            if found is None and key in live:
-                found = {"lane": live[key], "sums": self._snapshot(live[key])}
-            out.append({} if found is None else self._plain(found))
-        return out
+            known = self.finished.pop(key, None)
+            if known is None and key in live:
+                lane = live[key]
+                here = {n: self.units[n] for n in lane.edited if n in self.units}
+                at = torch.tensor([lane.number], device=self.index.at.device)
+                known = {"lane": lane, "sums": {n: (unit.measured(at), 0) for n, unit in here.items()}}
+            found.append(known or {})
+        plain: dict[int, list[list[float]]] = {}  # one transfer for all requests that left together
+        for known in found:
+            for copy, _ in known.get("sums", {}).values():
+                if id(copy) not in plain:
+                    plain[id(copy)] = copy.tolist()
+        return [self._plain(known, plain) for known in found]
 
-    def _plain(self, found: dict[str, Any]) -> dict[str, Any]:
-        if "error" in found:
+    def _plain(self, found: dict[str, Any], plain: dict[int, list[list[float]]]) -> dict[str, Any]:
+        if "lane" not in found:
             return found
         lane: Lane = found["lane"]
-        layers = {
-            str(number): {
-                "sums": entry["sums"].tolist(),
-                "before": [t.tolist() for t in entry["before"]],
-                "after": [t.tolist() for t in entry["after"]],
-            }
-            for number, entry in found["sums"].items()
-        }
-        tensors = {f"read.{n}": torch.cat(parts).cpu().contiguous() for n, parts in lane.values.items()}
+        layers = {}
+        for number, (copy, row) in found["sums"].items():
+            sums = Sums(plain[id(copy)][row], self.settings)
+            edits = [sums.edit(piece.stage, piece.part, rows) for piece, rows in lane.edits_at(number)]
+            layers[str(number)] = {"sums": sums.layer, "edits": edits}
+        tensors: dict[str, Tensor] = {}
+        for number, stretches in lane.values.items():
+            rows = torch.cat([copy[a:b] for copy, a, b in stretches])[:, lane.columns[number]]
+            tensors[f"read.{number}"] = rows.cpu().contiguous()
         for number, parts in lane.taken.items():
             value = parts[0] if lane.ticket.reduce != "none" else torch.cat(parts)
             if lane.ticket.reduce == "mean":
                 value = value / lane.taken_count
             tensors[f"capture.{number}"] = value.cpu().contiguous()
-        head = {"layers": layers, "first": lane.first or 0, "computed": lane.done}
+        head = {
+            "layers": layers,
+            "first": lane.first or 0,
+            "computed": lane.done,
+            "prompt": lane.prompt_tokens,
+            "steer": lane.ticket.steer,
+            "only": lane.ticket.only,
+            "pauses": lane.pauses,
+        }
         return {"head": json.dumps(head), "arrays": save(tensors) if tensors else b""}
 
 

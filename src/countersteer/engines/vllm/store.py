@@ -63,6 +63,8 @@ class Store:
     def put(self, intervention: Intervention) -> str:
         """Keep an intervention; returns its fingerprint."""
         key = intervention.fingerprint
+        if self._kept_value(key) is not None:
+            return key
         path = self.folder / f"{key}.safetensors"
         if not path.exists():
             partial = self.folder / f"{key}.{os.getpid()}.{threading.get_ident()}"
@@ -73,13 +75,15 @@ class Store:
 
     def put_reads(self, groups: Sequence[ReadRows]) -> str:
         """Keep readout rows (their thresholds stay with the asker); returns their fingerprint."""
-        tensors = {}
-        for i, group in enumerate(groups):
-            tensors[f"read.{i}"], tensors[f"bias.{i}"] = group.read.double().contiguous(), group.bias.double()
         sites = [str(g.site) for g in groups]
-        key = fingerprint({"sites": sites, "rows": {k: v.numpy() for k, v in tensors.items()}})
+        key = fingerprint({"sites": sites, "rows": [g.fingerprint for g in groups]})
+        if self._kept_value(key) is not None:
+            return key
         path = self.folder / f"{key}.read"
         if not path.exists():
+            tensors = {}
+            for i, group in enumerate(groups):
+                tensors[f"read.{i}"], tensors[f"bias.{i}"] = group.read.double().contiguous(), group.bias.double()
             partial = self.folder / f"{key}.{os.getpid()}.{threading.get_ident()}"
             partial.write_bytes(save(tensors, metadata={"sites": json.dumps(sites)}))
             partial.replace(path)

@@ -11,17 +11,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from countersteer.core.errors import InputError
-from countersteer.engines.vllm.private import CONFIG_KEY
+from countersteer.core.exempt import check_exemptions
+from countersteer.engines.vllm.settings import CONFIG_KEY
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """`steer`: name or fingerprint of an intervention; `reads`: fingerprint of readouts; `capture`: layers whose
-    residuals are wanted; `reduce` none, max or mean over positions `start` .. `stop` - 1 (position 0 left out of max
-    and mean); `id` under which receipt, readouts and residuals can be collected.
+    """`steer`: name or fingerprint of an intervention, `only`: which is measured and not written, `exempt`: the
+    stretches of the response that it leaves alone; `reads`: fingerprint of readouts; `capture`: layers whose residuals
+    are wanted; `reduce` none, max or mean over positions `start` .. `stop` - 1 (position 0 left out of max and mean);
+    `id` under which receipt, readouts and residuals can be collected.
     """
 
     steer: str | None = None
+    only: bool = False
+    exempt: tuple[str, ...] = ()
     reads: str | None = None
     capture: tuple[int, ...] = ()
     reduce: str = "none"
@@ -32,8 +36,9 @@ class Ticket:
     def to_args(self) -> dict[str, Any]:
         """The value of `extra_args`."""
         data = {k: v for k, v in vars(self).items() if v != getattr(Ticket, k, None)}
-        if self.capture:
-            data["capture"] = list(self.capture)
+        for name in ("capture", "exempt"):
+            if name in data:
+                data[name] = list(data[name])
         return {CONFIG_KEY: data}
 
     @classmethod
@@ -63,6 +68,12 @@ class Ticket:
         if not isinstance(capture, list | tuple) or not all(type(v) is int and v >= 0 for v in capture):
             raise InputError(f"{CONFIG_KEY}: capture must be a list of layers")
         out["capture"] = tuple(capture)
+        exempt = out.get("exempt", ())
+        if not isinstance(exempt, list | tuple) or not all(isinstance(v, str) for v in exempt):
+            raise InputError(f"{CONFIG_KEY}: exempt must be a list of names")
+        out["exempt"] = check_exemptions(exempt)
+        if not isinstance(out.get("only", False), bool):
+            raise InputError(f"{CONFIG_KEY}: only must be true or false")
         if out.get("reduce", "none") not in ("none", "max", "mean"):
             raise InputError(f"{CONFIG_KEY}: reduce must be none, max or mean")
         if type(out.get("start", 0)) is not int or type(out.get("stop") or 0) is not int:

@@ -7,95 +7,38 @@ never move (a replayed CUDA graph reads them in place). Lane 0 belongs to nobody
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from countersteer.core.span import END
-from countersteer.edits.apply import knots_as, piecewise
-from countersteer.edits.edit import Edit
+from countersteer.edits.apply import piecewise
 from countersteer.edits.vectors import ReadRows
+from countersteer.engines.vllm.rows import NOWHERE, Rows
 from countersteer.engines.vllm.settings import Settings
 
-NOWHERE = 2**31 - 1
-"""A position beyond every text in the int32 buffers."""
-SEEN, CHANGED, MOVED = 0, 1, 2
-LARGEST, MISSED = 0, 1
+LANE, OWNER, POSITION, SILENT = 0, 1, 2, 3
+"""Rows of the index."""
+SEEN, CHANGED = 0, 1
+"""The first columns of a unit's sums."""
 
 
 class Index(nn.Module):
-    """Which lane and position each token of the running batch has: `at` [3, tokens] = lane, receipt lane, position."""
+    """What each token of the running batch is: `at` [4, tokens] = its lane, the lane whose receipt it enters, its
+    position, and 1 where edits are measured and not written."""
 
     at: Tensor
 
     def __init__(self, tokens: int, device: torch.device) -> None:
         super().__init__()
-        self.register_buffer("at", torch.zeros(3, tokens, dtype=torch.int64, device=device), persistent=False)
-
-
-class Rows(nn.Module):
-    """The rows of one step of order: parameters per row, positions per lane and row, sums of reads per lane and row."""
-
-    read: Tensor
-    write: Tensor
-    bias: Tensor
-    lo: Tensor
-    hi: Tensor
-    slope: Tensor
-    intercept: Tensor
-    setter: Tensor
-    start: Tensor
-    stop: Tensor
-    before: Tensor
-    after: Tensor
-
-    def __init__(self, rows: int, lanes: int, d_model: int, device: torch.device) -> None:
-        super().__init__()
-
-        def buffer(name: str, shape: tuple[int, ...], fill: float = 0.0, dtype: torch.dtype = torch.float32) -> None:
-            self.register_buffer(name, torch.full(shape, fill, dtype=dtype, device=device), persistent=False)
-
-        for name in ("read", "write"):
-            buffer(name, (rows, d_model))
-        buffer("bias", (rows,))
-        buffer("lo", (rows,), -math.inf)
-        buffer("hi", (rows,), math.inf)
-        for name in ("slope", "intercept"):
-            buffer(name, (rows, 3))
-        buffer("setter", (rows,), 0, torch.bool)
-        buffer("start", (lanes, rows), NOWHERE, torch.int32)
-        buffer("stop", (lanes, rows), 0, torch.int32)
-        for name in ("before", "after"):
-            buffer(name, (lanes, rows))
-
-    def put(self, rows: list[int], edit: Edit) -> None:
-        """Write an edit's parameters into rows."""
-        at = torch.tensor(rows, device=self.read.device)
-        self.read[at] = 0 if edit.read is None else edit.read.to(self.read)
-        for name in ("write", "bias", "slope", "intercept"):
-            getattr(self, name)[at] = getattr(edit, name).to(self.read)
-        self.lo[at] = knots_as(edit.lo, torch.float32).to(self.lo.device)
-        self.hi[at] = knots_as(edit.hi, torch.float32).to(self.hi.device)
-        self.setter[at] = edit.setter
-
-    def clear(self, rows: list[int]) -> None:
-        """Make rows write nothing."""
-        at = torch.tensor(rows, device=self.read.device)
-        for name in ("read", "write", "bias", "slope", "intercept"):
-            getattr(self, name)[at] = 0
-
-    def switch(self, lane: int, rows: list[int], bounds: tuple[int, int]) -> None:
-        """A lane's positions on which rows act."""
-        at = torch.tensor(rows, device=self.read.device)
-        self.start[lane, at], self.stop[lane, at] = min(bounds[0], NOWHERE), min(bounds[1], NOWHERE)
+        self.register_buffer("at", torch.zeros(4, tokens, dtype=torch.int64, device=device), persistent=False)
 
 
 class Unit(nn.Module):
     """All tables of one layer. `forward` takes and returns what the decoder layer returns."""
 
-    stats: Tensor
+    sums: Tensor
     peaks: Tensor
     read: Tensor
     read_bias: Tensor
@@ -110,10 +53,10 @@ class Unit(nn.Module):
         self.index, self.editable, self.capture = index, editable, capture
         self.reads = settings.reads if editable else 0
         sizes = settings.rows if editable else ()
-        self.steps = nn.ModuleList(Rows(rows, lanes, d_model, device) for rows in sizes)
+        self.steps = nn.ModuleList(Rows(rows, lanes, d_model, settings.parts, device) for rows in sizes)
         tokens = index.at.shape[1]
         for name, shape in (
-            ("stats", (lanes, 3)),
+            ("sums", (lanes, 3 + sum(3 * settings.parts + 2 * rows for rows in sizes))),
             ("peaks", (lanes, 2)),
             ("read", (self.reads, d_model)),
             ("read_bias", (self.reads,)),
@@ -146,42 +89,40 @@ class Unit(nn.Module):
     def edit(self, h: Tensor) -> Tensor:
         """h' [tokens, d_model]; receipts are brought up to date."""
         n = h.shape[0]
-        lane, owner, position = self.index.at[0, :n], self.index.at[1, :n], self.index.at[2, :n]
-        spread = (position > 0)[:, None]
+        lane, owner, position = self.index.at[LANE, :n], self.index.at[OWNER, :n], self.index.at[POSITION, :n]
+        spread = position > 0
         where = position[:, None].to(torch.int32)
         out = h
-        inside = torch.zeros_like(position, dtype=torch.bool)
-        reads: list[tuple[Rows, Tensor, Tensor, Tensor]] = []
-        rows: Rows
-        for rows in self.steps:  # type: ignore[assignment]
+        inside = torch.zeros_like(spread)
+        steps: list[tuple[Rows, list[Tensor], Tensor, Tensor, Tensor]] = []
+        for rows in self.tables:
             on = (where >= rows.start[lane]) & (where < rows.stop[lane])
             wide = out.float()
             x = torch.addmm(rows.bias, wide, rows.read.T)
             f = piecewise(x, rows.lo, rows.hi, rows.slope, rows.intercept)
             f = torch.where(on, f, torch.zeros_like(f))
-            total = f @ rows.write
+            total, own = rows.writes(out, wide, f, on, lane, spread)
             out = torch.where(total != 0, (wide + total).to(h.dtype), out)
             inside = inside | on.any(1)
-            reads.append((rows, on, x, f))
-        changed = (out != h).any(1)
-        moved = (out.float() - h.float()).norm(dim=1)
-        size = h.float().norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-        relative = torch.where(inside & (position > 0), moved / size, torch.zeros_like(moved))
-        missed = torch.zeros_like(moved)
+            steps.append((rows, own, on, x, f))
         wide = out.float()
-        for rows, on, x, f in reads:
+        changed = inside & (out != h).any(1)
+        moved = (wide - h.float()).norm(dim=1)
+        size = h.float().norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+        relative = torch.where(inside & spread, moved / size, torch.zeros_like(moved))
+        missed = torch.zeros_like(moved)
+        counts, reads = [inside.float(), changed.float(), relative], []
+        for rows, own, on, x, f in steps:
             after = torch.addmm(rows.bias, wide, rows.read.T)
             zero = torch.zeros_like(x)
-            counted = on & spread
-            rows.before.index_add_(0, owner, torch.where(counted, x, zero))
-            rows.after.index_add_(0, owner, torch.where(counted, after, zero))
+            counted = on & spread[:, None]
+            reads += [torch.stack(own, 1), torch.where(counted, x, zero), torch.where(counted, after, zero)]
             aimed = on & rows.setter & (f != 0)
             missed = torch.maximum(missed, torch.where(aimed, (after - x - f).abs(), zero).amax(1))
-        sums = torch.stack([inside.float(), (inside & changed).float(), relative], 1)
-        self.stats.index_add_(0, owner, sums)
+        self.sums.index_add_(0, owner, torch.cat([torch.stack(counts, 1), *reads], 1))
         peaks = torch.stack([relative, missed], 1)
         self.peaks.scatter_reduce_(0, owner[:, None].expand(-1, 2), peaks, "amax")
-        return out
+        return torch.where((self.index.at[SILENT, :n] != 0)[:, None], h, out)
 
     def put_read(self, rows: list[int], group: ReadRows) -> None:
         """Write readout rows."""
@@ -193,17 +134,43 @@ class Unit(nn.Module):
         """The tables of the steps, in order."""
         return [t for t in self.steps if isinstance(t, Rows)]
 
-    def open(self, lane: int) -> None:
-        """Start a lane's receipt at zero, with nothing switched on."""
-        self.stats[lane], self.peaks[lane] = 0, 0
-        for rows in self.tables:
-            rows.start[lane], rows.stop[lane] = NOWHERE, 0
-            rows.before[lane], rows.after[lane] = 0, 0
+    def open(self, lanes: Tensor) -> None:
+        """Start the receipts of lanes [n] at zero. Which rows act on them is each table's `switch`."""
+        self.sums.index_fill_(0, lanes, 0)
+        self.peaks.index_fill_(0, lanes, 0)
 
-    def shut(self, lane: int) -> None:
-        """Switch a lane off."""
+    def shut(self, lanes: Tensor) -> None:
+        """Switch lanes [n] off."""
         for rows in self.tables:
-            rows.start[lane], rows.stop[lane] = NOWHERE, 0
+            rows.shut(lanes)
+
+    def measured(self, lanes: Tensor) -> Tensor:
+        """A copy of what was measured for lanes [n], to be read by `Sums`."""
+        return torch.cat([self.peaks.index_select(0, lanes), self.sums.index_select(0, lanes)], 1)
+
+
+class Sums:
+    """Reads one lane's row of `Unit.measured` as plain numbers."""
+
+    def __init__(self, values: list[float], settings: Settings) -> None:
+        self.values, self.settings = values, settings
+
+    @property
+    def layer(self) -> list[float]:
+        """Tokens seen, changed, sum of |h' - h| / |h|, the largest of them, the largest missed target."""
+        return [*self.values[2:5], *self.values[:2]]
+
+    def edit(self, stage: int, part: int, rows: list[int]) -> dict[str, list[float]]:
+        """One edit's own counts (as the first three of `layer`) and its rows' sums of x before and after."""
+        width = 3 * self.settings.parts
+        at = 5 + sum(width + 2 * size for size in self.settings.rows[:stage])
+        own, before = at + 3 * part, at + width
+        after = before + self.settings.rows[stage]
+        return {
+            "own": self.values[own : own + 3],
+            "before": [self.values[before + r] for r in rows],
+            "after": [self.values[after + r] for r in rows],
+        }
 
 
 assert NOWHERE < END

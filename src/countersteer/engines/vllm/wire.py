@@ -55,6 +55,9 @@ def request_to_json(request: Request, steer: str | None, groups: Sequence[ReadRo
         "template": request.template,
         "sampling": asdict(request.sampling),
         "steer": steer,
+        "measure_only": request.measure_only,
+        "exempt": list(request.exempt),
+        "adapter": request.adapter,
         "reads": base64.b64encode(reads_to_bytes(groups)).decode() if groups else None,
         "sites": [str(g.site) for g in groups],
     }
@@ -64,12 +67,15 @@ def request_from_json(data: Any, intervention: Any) -> Request:
     """The request of `request_to_json`. Raises InputError."""
     if not isinstance(data, Mapping):
         raise InputError("a request is a JSON object")
-    given: dict[str, Any] = {k: data.get(k) for k in ("prompt", "messages", "tokens", "system", "prefix")}
-    for key in ("messages", "tokens"):
+    given: dict[str, Any] = {k: data.get(k) for k in ("prompt", "messages", "tokens", "system", "prefix", "adapter")}
+    given["exempt"] = data.get("exempt") or []
+    for key in ("messages", "tokens", "exempt"):
         if given[key] is not None:
             if not isinstance(given[key], list):
                 raise InputError(f"{key} must be a list")
             given[key] = tuple(given[key])
+    if not isinstance(data.get("measure_only", False), bool):
+        raise InputError("measure_only must be true or false")
     try:
         settings = dict(data.get("sampling") or {})
         settings["stop"] = tuple(settings.get("stop") or ())
@@ -83,6 +89,7 @@ def request_from_json(data: Any, intervention: Any) -> Request:
             readouts=groups,
             sampling=sampling,
             template=bool(data.get("template", True)),
+            measure_only=data.get("measure_only", False),
         )
     except (TypeError, ValueError) as error:
         raise InputError(f"the request is not readable: {error}") from error
@@ -99,19 +106,24 @@ def completion_to_json(completion: Completion) -> dict[str, Any]:
 
 def completion_from_json(data: Mapping[str, Any]) -> Completion:
     """The completion of `completion_to_json`."""
-    plain: list[dict[str, Any]] = data["receipt"]["layers"]
-    layers = tuple(
-        LayerReceipt(**{**entry, "before": tuple(entry["before"]), "after": tuple(entry["after"])}) for entry in plain
-    )
     values = data.get("readouts")
     return Completion(
         text=data["text"],
         tokens=tuple(data["tokens"]),
         prompt_tokens=data["prompt_tokens"],
         finish=data["finish"],
-        receipt=Receipt(layers, data["receipt"]["engine"], tuple(data["receipt"]["notes"])),
+        receipt=receipt_from_json(data["receipt"]),
         readouts=load(base64.b64decode(values))["readouts"].numpy() if values else None,
     )
+
+
+def receipt_from_json(data: Mapping[str, Any]) -> Receipt:
+    """The receipt that `Receipt.to_dict` or `completion_to_json` wrote."""
+    plain: list[dict[str, Any]] = data["layers"]
+    layers = tuple(
+        LayerReceipt(**{**entry, "before": tuple(entry["before"]), "after": tuple(entry["after"])}) for entry in plain
+    )
+    return Receipt(layers, data["engine"], tuple(data["notes"]))
 
 
 def error_to_json(error: BaseException) -> dict[str, Any]:

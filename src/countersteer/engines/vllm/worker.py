@@ -12,7 +12,7 @@ import numpy as np
 from countersteer.core.errors import RefusedError
 from countersteer.engines.vllm import private
 from countersteer.engines.vllm.selftest import self_test
-from countersteer.engines.vllm.settings import Settings
+from countersteer.engines.vllm.settings import CONFIG_KEY, Settings
 from countersteer.engines.vllm.steering import Steering
 from countersteer.engines.vllm.store import Store
 
@@ -28,7 +28,7 @@ class SteerWorker(_Base):
         private.check_version()
         super().__init__(*args, **kwargs)
         private.check_config(self.vllm_config)
-        self.steer_settings = Settings.from_dict(self.vllm_config.additional_config.get(private.CONFIG_KEY))
+        self.steer_settings = Settings.from_dict(self.vllm_config.additional_config.get(CONFIG_KEY))
         self.steer_store = Store.here()
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
@@ -58,7 +58,15 @@ class SteerWorker(_Base):
             self.steering.fill(list(batch.req_ids), np.asarray(num_scheduled_tokens), computed)
             return out
 
+        def unsound(logits: Any) -> dict[str, int]:
+            if logits is None or not self.steering.lanes:
+                return {}
+            bad = (~logits.amax(-1).isfinite()).nonzero().flatten().tolist()
+            ids = list(runner.input_batch.req_ids)
+            return {ids[i]: 1 for i in bad if i < len(ids)}
+
         runner._prepare_inputs = prepare_and_fill
+        private.watch_logits(runner, unsound)
 
     def compile_or_warm_up_model(self) -> Any:
         """Compile, then prove that an edit written into every table changes the tokens it should."""
@@ -72,9 +80,22 @@ class SteerWorker(_Base):
             (r.req_id, getattr(r.sampling_params, "extra_args", None), r.prompt_len)
             for r in scheduler_output.scheduled_new_reqs
         ]
-        self.steering.begin(scheduler_output.finished_req_ids, new)
+        self.steering.begin(scheduler_output.finished_req_ids, new, private.pauses_in(scheduler_output))
         out = super().execute_model(scheduler_output, *args, **kwargs)
         self.steering.end()
+        return self._marked(out)
+
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """The step's tokens."""
+        return self._marked(super().sample_tokens(*args, **kwargs))
+
+    def _marked(self, out: Any) -> Any:
+        """A step's output in which requests that could not be steered are marked, for the scheduler to end them."""
+        failed = self.steering.failed
+        if failed and getattr(out, "req_ids", None):
+            marks = {r: -1 for r in out.req_ids if r in failed}
+            if marks:
+                out.num_nans_in_logits = {**(out.num_nans_in_logits or {}), **marks}
         return out
 
     def countersteer_collect(self, ids: list[str]) -> list[dict[str, Any]]:
