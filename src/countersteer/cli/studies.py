@@ -61,11 +61,11 @@ def run(
 def _run(study: str, out: Path, *, as_json: bool, in_flight: int = 64, **more: Any) -> None:
     from countersteer.cli.progress import watch
     from countersteer.cli.results import show
-    from countersteer.studies import runner, setup, spec
-    from countersteer.studies.begun import as_begun
+    from countersteer.studies import opening, runner, spec
+    from countersteer.studies.inputs import read_inputs
 
-    loaded = as_begun(spec.load(study), out)
-    finished = setup.open_run(loaded, out)
+    loaded = spec.load(study)
+    finished = opening.open_run(loaded, out, read_inputs(loaded))
     if finished is not None and more.get("retry_status"):
         finished.close()
         finished = None
@@ -89,13 +89,13 @@ def plan(study: Study, prices: judging.Prices = None, as_json: Json = False) -> 
     """
     from countersteer.studies import costs, spec
     from countersteer.studies import plan as planning
+    from countersteer.studies.inputs import read_inputs
     from countersteer.studies.judges import JudgeOptions
-    from countersteer.studies.prompts import load_prompts
 
     loaded = spec.load(study)
-    prompts = load_prompts(loaded.settings.trials.prompts)
-    planning.check_prompts(loaded, prompts)
-    cost = planning.estimate(loaded, len(prompts))
+    inputs = read_inputs(loaded)
+    prompts = inputs.prompts
+    cost = planning.estimate(loaded, inputs)
     cost["judge"] = costs.judge_costs(
         loaded, prompts, cost["generations"], JudgeOptions(prices=None if prices is None else str(prices))
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import date as day
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ KEY = "VLLM_API_KEY"
 def load_engine(
     model: Any = None, *, dtype: str | None = None, device: str | None = None, places: int | None = None,
     adapter: str | os.PathLike[str] | None = None, adapters: Mapping[str, str | os.PathLike[str]] | None = None,
-    template: str | None = None, urls: Sequence[str] | None = None, api_key: str | None = None, **vllm: Any,
+    template: str | None = None, date: str | None = None, urls: Sequence[str] | None = None,
+    api_key: str | None = None, **vllm: Any,
 ) -> Any:  # fmt: skip
     """The embedded engine for a folder, a Hugging Face id, "organism", or a transformers model already in memory;
     vLLM in this process for "vllm:MODEL"; steered vLLM servers for `urls`.
@@ -27,7 +29,8 @@ def load_engine(
     dtype: float32 (the embedded engine's default), bfloat16, float16 or float64 (exactness). device: cpu or cuda.
     `places` is how many requests decode together (32). `adapter`: a LoRA folder under every request; `adapters`:
     folders by name, for requests that name one (servers must have been started with them). `template`: a variation of
-    the chat template (`text.TEMPLATES`).
+    the chat template (`text.TEMPLATES`). `date` (ISO): the day that a chat template with a date in it takes for today,
+    so that prompts stay the same tokens.
 
     "vllm:MODEL" also takes `layers`, `rows`, `parts`, `readouts`, `capture_layers` and `lanes` (see
     `engines.vllm.engine.load_vllm`) and vLLM's own options, such as `tensor_parallel_size=8`. With `urls`, `model` may
@@ -35,8 +38,10 @@ def load_engine(
     Raises InputError or RefusedError, also for an adapter of another model; EngineError if vLLM does not start.
     """
     _check_template(template)
+    _check_date(date)
     if urls is not None:
-        given = {"dtype": dtype, "device": device, "places": places, "adapter": adapter, "template": template, **vllm}
+        given = {"dtype": dtype, "device": device, "places": places, "adapter": adapter, "template": template}
+        given = {**given, "date": date, **vllm}
         _refuse(given, "with urls", "the servers were started with their own: leave it out")
         return _remote(model, urls, api_key, adapters)
     if api_key is not None:
@@ -45,6 +50,7 @@ def load_engine(
         raise InputError("load_engine needs a model, or urls=['http://host:8000', ...]")
     if isinstance(model, str) and model.startswith(VLLM):
         _refuse({"device": device}, "with vLLM", "vLLM takes the machine's own: leave it out")
+        _refuse({"date": date}, "with vLLM", "its prompts tell today's date: leave it out")
         if places is not None:
             vllm["max_num_seqs"] = places
         if dtype is not None:
@@ -53,7 +59,8 @@ def load_engine(
             vllm["template"] = template
         return _vllm(model.removeprefix(VLLM), {**vllm, "adapter": adapter, "adapters": adapters})
     _refuse(vllm, "of the embedded engine", "vLLM's options go with a model 'vllm:MODEL'")
-    return _embedded(model, dtype, device, PLACES if places is None else places, adapter, adapters, template)
+    made = {"template": template, "date": date}
+    return _embedded(model, dtype, device, PLACES if places is None else places, adapter, adapters, made)
 
 
 def _refuse(given: Mapping[str, Any], where: str, instead: str) -> None:
@@ -72,14 +79,24 @@ def _check_template(name: str | None) -> None:
             raise InputError(f"no template {name!r}{nearest(name, TEMPLATES)}; known: {', '.join(TEMPLATES)}")
 
 
+def _check_date(date: str | None) -> None:
+    """Raises InputError for what is no day."""
+    if date is not None:
+        try:
+            day.fromisoformat(date)
+        except (TypeError, ValueError):
+            raise InputError(f"date {date!r} is no day; give it as YYYY-MM-DD") from None
+
+
 def _embedded(
-    model: Any, dtype: str | None, device: str | None, places: int, adapter: Any, adapters: Any, template: str | None
-) -> Any:
+    model: Any, dtype: str | None, device: str | None, places: int, adapter: Any, adapters: Any,
+    made: Mapping[str, str | None],
+) -> Any:  # fmt: skip
     from countersteer.engines.embedded.engine import EmbeddedEngine
     from countersteer.engines.embedded.model import load_model, verified
 
     if isinstance(model, str):
-        loaded = replace(load_model(model, dtype=dtype, device=device), template=template)
+        loaded = replace(load_model(model, dtype=dtype, device=device), **made)
         return EmbeddedEngine(_with(loaded, adapter, adapters), places=places, adapters=adapters)
     if isinstance(model, tuple) and len(model) == 2:
         module, tokenizer = model
@@ -89,7 +106,7 @@ def _embedded(
         raise InputError(f"an engine is loaded from a name or a transformers model, got {type(model).__name__}")
     if dtype is not None or device is not None:
         raise InputError("a model in memory keeps its dtype and device: move it first, then load the engine")
-    loaded = replace(verified(module, tokenizer), template=template)
+    loaded = replace(verified(module, tokenizer), **made)
     return EmbeddedEngine(_with(loaded, adapter, adapters), places=places, adapters=adapters)
 
 

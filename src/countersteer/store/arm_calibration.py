@@ -69,9 +69,13 @@ class ArmCalibration:
         self._run._many(f"INSERT OR IGNORE INTO arm_calibration VALUES ({marks})", [(self.arm, *vars(answer).values())])
 
     def freeze_calibration(self, artefact: dict[str, Any] | None, latents: Iterable[LatentRow]) -> None:
-        """Record the artefact and the arm's strengths, at once."""
+        """Record the artefact and the arm's strengths, at once; a later one is kept beside the first."""
         with transaction(self._run._db, self._run.path):
-            self._run._set(f"calibration:{self.arm}", artefact)
+            if self.fact("calibration") is None:
+                self._run._set(f"calibration:{self.arm}", artefact)
+            else:
+                added = self.fact("calibration_added", [])
+                self._run._set(f"calibration_added:{self.arm}", [*added, artefact])
             self._run._set(f"calibrated:{self.arm}", True)
             self._run._db.executemany(
                 "UPDATE arm_latents SET unit = ?, strength = ?, low = ?, high = ?, status = ?"

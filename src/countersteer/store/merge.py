@@ -69,10 +69,10 @@ def _check(folders: Sequence[Path]) -> None:
             if not run.arms():
                 raise RunRefusedError(f"{folder} has no planned trials yet; let it run until its trials begin")
             facts = {
-                "study": run.study,
+                "study": run.header.get("identity", run.study),
                 "inputs": run.header.get("inputs"),
                 "judge": run.fact("judge"),
-                "calibration": run.fact("calibration"),
+                "calibration": [run.fact("calibration"), run.fact("calibration_added")],
                 "arms": run.arms(),
                 **{table: _digest(run, table) for table in _SAME},
             }

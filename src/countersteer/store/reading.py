@@ -6,15 +6,12 @@ Nothing here writes. A run can be read while another process writes it.
 from __future__ import annotations
 
 import json
-import sqlite3
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from countersteer.store.database import FILE
-from countersteer.store.errors import one_line
+from countersteer.store.facts import RunFacts
 from countersteer.store.rows import (
     PENDING,
     Answer,
@@ -32,67 +29,8 @@ _PAGE = 1000
 _PLANNED = "arm, ordinal, key, latent, label, strength, prompt, user, system, prefix, seed, planned_status"
 
 
-class RunReader:
-    """Read access to a run. `folder` is the run's folder; every error is a one-line StoreError."""
-
-    def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
-        self.folder = folder
-        self.path = folder / FILE
-        """The database file."""
-        self._db = connection
-
-    def _rows(self, sql: str, values: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-        try:
-            yield from self._db.execute(sql, values)
-        except (sqlite3.Error, OSError):
-            with one_line(self.path, "read"):
-                raise
-
-    def fact(self, name: str, default: Any = None) -> Any:
-        """A fact about the run (JSON value), or `default`."""
-        for (value,) in self._rows("SELECT value FROM facts WHERE name = ?", (name,)):
-            return json.loads(value)
-        return default
-
-    @property
-    def header(self) -> dict[str, Any]:
-        """Format version, code version, packages, device, engine, the study's settings and which were defaulted."""
-        return dict(self.fact("header", {}))
-
-    @property
-    def study(self) -> str:
-        """The study as resolved, TOML."""
-        return str(self.fact("study", ""))
-
-    @property
-    def notes(self) -> list[str]:
-        """Remarks in words, in the order they came up."""
-        return list(self.fact("notes", []))
-
-    @property
-    def finished(self) -> bool:
-        """Whether every planned trial has a response and a grade, or a status that says why not."""
-        return bool(self.fact("finished", False))
-
-    @property
-    def judge(self) -> str | None:
-        """Key of the judge whose grades this run reports, or None before the references are frozen."""
-        judge = self.fact("judge")
-        return None if judge is None else str(judge["key"])
-
-    @property
-    def base_arm(self) -> str:
-        """Name of the arm that every contrast is against."""
-        return str(self.fact("base_arm", "base"))
-
-    def arms(self) -> dict[str, dict[str, Any]]:
-        """Every arm (expanded levels included) in the study's order, with its settings; empty before the plan."""
-        return dict(self.fact("arms", {}))
-
-    def calibration(self) -> dict[str, Any] | None:
-        """The frozen calibration artefact, or None (not calibrated yet, or nothing to calibrate)."""
-        artefact = self.fact("calibration")
-        return None if artefact is None else dict(artefact)
+class RunReader(RunFacts):
+    """Read access to a run, facts and rows. Every error is a one-line StoreError."""
 
     def latents(self) -> list[LatentRow]:
         """The chosen latents in the order they were drawn."""

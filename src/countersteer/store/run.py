@@ -28,6 +28,7 @@ FORMAT = 1
 MAX_TEXT = 4_000_000
 """Longest text stored, in characters; a longer response is recorded as an error."""
 MAX_REASON = 2_000
+_PLANNED = ("refs", "latents", "trials", "resamples", "grades", "arm_latents")
 _RECEIPT = json.JSONEncoder(allow_nan=False)
 _GRADE = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
@@ -78,11 +79,9 @@ class Run(RunReader):
         return run
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], *, write: bool = False, study: str | None = None) -> Run:
-        """Open a run. With `study` (resolved TOML), refuse a run of another study.
-
-        Raises RunRefusedError if there is no run, it is of a newer version, of another study, or (to write)
-        read-only or in use.
+    def open(cls, folder: str | os.PathLike[str], *, write: bool = False) -> Run:
+        """Open a run. Raises RunRefusedError if there is none, it is of a newer version, or (to write) read-only or in
+        use.
         """
         where = Path(folder)
         if write:
@@ -100,14 +99,9 @@ class Run(RunReader):
                 if not write:
                     run.close()
                     cls.open(where, write=True).close()  # brings it up to date, if nobody else is writing it
-                    return cls.open(where, study=study)
+                    return cls.open(where)
                 with transaction(run._db, run.path):
                     schema.migrate(run._db, run.path)
-            if study is not None and study != run.study and run.begun:
-                raise RunRefusedError(
-                    f"{where} holds a run of another study ({_first_difference(run.study, study)});"
-                    " choose another folder with --out"
-                )
         except BaseException:
             run.close()
             raise
@@ -122,18 +116,30 @@ class Run(RunReader):
             lock.release()
             raise
 
-    @property
-    def begun(self) -> bool:
-        """Whether anything was decided yet: a run whose study was refused on the way to its model holds nothing."""
-        return "inputs" in self.header
-
     def restart(self, study: str, header: dict[str, Any]) -> None:
-        """Give a run that has not begun another study. Raises RunRefusedError for one that has."""
+        """Give a run that has not begun another study. Raises RunRefusedError for one that has.
+
+        What was planned goes; what was asked of a judge's model stays paid for.
+        """
         if self.begun:
             raise RunRefusedError(f"{self.folder} holds a run that has begun; choose another folder")
         with one_line(self.folder, "write study.toml in"):
             _replace(self.folder / "study.toml", study)
-        self.set_facts(header={"format": FORMAT, **header}, study=study, notes=[])
+        with transaction(self._db, self.path):
+            for table in _PLANNED:
+                self._db.execute(f"DELETE FROM {table}")
+            self._db.execute("DELETE FROM facts WHERE name NOT IN ('shared_judging', 'seconds')")
+            self._set("header", {"format": FORMAT, **header})
+            self._set("study", study)
+
+    def grow(self, study: str, header: dict[str, Any], *, forget: Iterable[str] = (), **facts: Any) -> None:
+        """Go on with a study that holds more than before, at once: its text, the header, facts to set and to forget."""
+        with one_line(self.folder, "write study.toml in"):
+            _replace(self.folder / "study.toml", study)
+        with transaction(self._db, self.path):
+            self._db.executemany("DELETE FROM facts WHERE name = ?", ((name,) for name in forget))
+            for name, value in {**facts, "header": header, "study": study, "finished": False}.items():
+                self._set(name, value)
 
     def close(self) -> None:
         """Close the database and give the folder back. Safe to call twice."""
@@ -164,19 +170,31 @@ class Run(RunReader):
             for name, value in facts.items():
                 self._set(name, value)
 
-    def note(self, text: str) -> None:
-        """Add a remark in words, once."""
+    def note(self, text: str, *, instead_of: str | None = None) -> None:
+        """Add a remark in words, once. `instead_of`: remarks that hold these words go."""
         notes = self.notes
         if text not in notes:
-            self.set_facts(notes=[*notes, text])
+            self.set_facts(notes=[*(n for n in notes if instead_of is None or instead_of not in n), text])
 
     def plan_references(self, references: Iterable[Reference]) -> None:
         """Record the planned reference responses."""
         self._many("INSERT INTO refs VALUES (?, ?, ?, ?)", ((r.ordinal, r.prompt, r.seed, r.key) for r in references))
 
-    def plan_latents(self, latents: Iterable[LatentRow]) -> None:
-        """Record the chosen latents."""
-        self._many("INSERT INTO latents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (_values(row) for row in latents))
+    def plan_latents(self, latents: Iterable[LatentRow], **facts: Any) -> None:
+        """Record the chosen latents, or more of them, and what is known with them (facts), at once.
+
+        Of a latent that is there already the unit is set, and its status taken back: it is to be calibrated.
+        """
+        there = {row.latent for row in self.latents()}
+        with transaction(self._db, self.path):
+            for row in latents:
+                if row.latent in there:
+                    again = "UPDATE latents SET unit = ?, status = NULL WHERE latent = ?"
+                    self._db.execute(again, (row.unit, row.latent))
+                else:
+                    self._db.execute("INSERT INTO latents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", _values(row))
+            for name, value in facts.items():
+                self._set(name, value)
 
     def add_answer(self, answer: Answer) -> None:
         """Record one calibration answer."""
@@ -184,22 +202,30 @@ class Run(RunReader):
             self._db.execute("INSERT OR IGNORE INTO calibration VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", _values(answer))
 
     def freeze_calibration(self, artefact: dict[str, Any] | None, latents: Iterable[LatentRow]) -> None:
-        """Record the calibration artefact and every latent's strength, at once. They never change afterwards."""
+        """Record the calibration artefact and its latents' strengths, at once. They never change afterwards.
+
+        A later artefact, of latents that came later, is kept beside the first.
+        """
         with transaction(self._db, self.path):
-            self._set("calibration", artefact)
+            if self.fact("calibration") is None:
+                self._set("calibration", artefact)
+            else:
+                self._set("calibration_added", [*self.fact("calibration_added", []), artefact])
             self._set("calibrated", True)
             self._db.executemany(
                 "UPDATE latents SET unit = ?, strength = ?, low = ?, high = ?, status = ? WHERE latent = ?",
                 ((r.unit, r.strength, r.low, r.high, r.status, r.latent) for r in latents),
             )
 
-    def plan_trials(self, trials: Iterable[Planned], arms: dict[str, dict[str, Any]], base_arm: str) -> None:
-        """Record the planned trials of some arms and those arms, at once; arms already planned stay."""
+    def plan_trials(
+        self, trials: Iterable[Planned], arms: dict[str, dict[str, Any]], base_arm: str, **facts: Any
+    ) -> None:
+        """Record the planned trials of some arms, those arms, and facts, at once; arms already planned stay."""
         with transaction(self._db, self.path):
             marks = ", ".join("?" * 12)
             self._db.executemany(f"INSERT INTO trials VALUES ({marks})", (_values(row) for row in trials))
-            self._set("arms", {**self.arms(), **arms})
-            self._set("base_arm", base_arm)
+            for name, value in {**facts, "arms": {**self.arms(), **arms}, "base_arm": base_arm}.items():
+                self._set(name, value)
 
     def add_resamples(self, resamples: Iterable[Resample]) -> None:
         """Record planned fresh first attempts; those already planned stay."""
@@ -276,12 +302,3 @@ def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
-
-
-def _first_difference(ours: str, theirs: str) -> str:
-    """The first line in which two resolved studies differ, in words."""
-    a, b = ours.splitlines(), theirs.splitlines()
-    for old, new in zip(a, b, strict=False):
-        if old != new:
-            return f"it has {old.strip()[:60]!r}, not {new.strip()[:60]!r}"
-    return "one has more settings than the other"

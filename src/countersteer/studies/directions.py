@@ -15,7 +15,6 @@ from countersteer.core.site import Site
 from countersteer.engines.base import Engine
 from countersteer.studies.schema import DirectionsSection
 
-CONTRAST = "contrast"
 TITLES = (
     "the Roman Empire", "photosynthesis", "jazz music", "volcanoes", "chess", "the French Revolution", "black holes",
     "sourdough bread", "the stock market", "whales", "medieval castles", "football", "the human heart", "railways",
@@ -25,20 +24,26 @@ TITLES = (
 """Topics used where a study gives no titles of its own."""
 
 
-async def contrast(engine: Engine, section: DirectionsSection, *, layer: int) -> list[tuple[str, Any]]:
-    """(title, vector [d_model]) of each title at `layer`. Raises InputError for fewer than 3 titles."""
-    titles = list(section.titles or TITLES)
-    if len(set(titles)) < 3 or len(set(titles)) != len(titles):
+def titles(section: DirectionsSection) -> list[str]:
+    """The titles to contrast. Raises InputError for fewer than 3, and for a template without a place for them."""
+    found = list(section.titles or TITLES)
+    if len(set(found)) < 3 or len(set(found)) != len(found):
         raise InputError('directions = "contrast" needs at least 3 titles, each once; set [directions] titles')
     if "{title}" not in section.template:
         raise InputError("[directions] template must hold {title}")
+    return found
+
+
+async def contrast(engine: Engine, section: DirectionsSection, *, layer: int) -> list[tuple[str, Any]]:
+    """(title, vector [d_model]) of each title at `layer`. Raises InputError for fewer than 3 titles."""
     import torch
 
-    asked = [section.template.replace("{title}", title) for title in titles]
+    named = titles(section)
+    asked = [section.template.replace("{title}", title) for title in named]
     residuals = await engine.forward(asked, capture=Site(layer), template=True)
     last = torch.stack([h[-1].double() for h in residuals])
     centred = (last - last.mean(0)).float()
-    return list(zip(titles, centred, strict=True))
+    return list(zip(named, centred, strict=True))
 
 
 def load(path: str | Path, *, d_model: int) -> list[tuple[str, Any]]:

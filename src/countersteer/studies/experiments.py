@@ -23,10 +23,10 @@ from countersteer.studies import detectors, directions, measure, randoms
 from countersteer.studies.arms import Arm
 from countersteer.studies.calibrate import calibrate
 from countersteer.studies.generate import Generator, bounded
+from countersteer.studies.inputs import Inputs
 from countersteer.studies.perturbation import ablated, measured
 from countersteer.studies.prefixes import prefix_of
-from countersteer.studies.prompts import load_prompts
-from countersteer.studies.schema_arms import DETECTORS, HELD_OUT, RandomClamp
+from countersteer.studies.schema_arms import CONTRAST, DETECTORS, HELD_OUT, RandomClamp
 from countersteer.studies.spec import Spec
 from countersteer.studies.steering import Steering, sampling_seed
 from countersteer.studies.teacher import forced
@@ -42,11 +42,11 @@ class Experiments:
     """Finds what the arms of one study need, over its open run."""
 
     def __init__(
-        self, spec: Spec, run: Run, engine: Any, sae: Any, prompts: Sequence[str], *, layers: tuple[int, int],
+        self, spec: Spec, run: Run, engine: Any, sae: Any, inputs: Inputs, *, layers: tuple[int, int],
         steering: Steering,
     ) -> None:  # fmt: skip
         self.spec, self.run, self.engine, self.sae = spec, run, engine, sae
-        self.prompts, self.steering = prompts, steering
+        self.inputs, self.prompts, self.steering = inputs, inputs.prompts, steering
         self.layer, self.read_layer = layers
         self.seed = spec.settings.study.seed
         self._used: dict[int, tuple[Usage, list[Any]]] = {}
@@ -85,16 +85,6 @@ class Experiments:
             self.engine, self.sae, trials, found["selected"], layer=self.read_layer, seed=self.seed
         )
         self.run.set_facts(detectors_steered=compared)
-
-    def prompts_of(self, arm: Arm) -> list[str]:
-        """The prompts of an arm: its own set, or the study's. Raises InputError for too few."""
-        if arm.prompts is None:
-            return list(self.prompts)
-        found = load_prompts(arm.prompts)
-        if len(found) < self.spec.settings.trials.per_latent:
-            wanted = self.spec.settings.trials.per_latent
-            raise InputError(f"[arms.{arm.name}] has {len(found)} prompts, but each latent draws {wanted}")
-        return found
 
     async def resolve(self, arm: Arm, generator: Generator, progress: Callable[[int, int], None]) -> Arm | None:
         """The arm with its rules replaced by what was found; None if it is another arm over again."""
@@ -177,8 +167,17 @@ class Experiments:
         return self._used[layer]
 
     def _at_sd(self, arm: Arm) -> Arm | None:
-        """The arm at the same relative strength for every latent; levels clipped to 0 are one level."""
-        values = [r.strength / r.unit for r in self.run.latents() if r.status == "ok" and r.strength and r.unit]
+        """The arm at the same relative strength for every latent; levels clipped to 0 are one level.
+
+        Mean and standard deviation are those of the first calibration: they do not move when latents are added.
+        """
+        known = self.run.arms()
+        if arm.name in known:
+            level = known[arm.name].get("relative")
+            return replace(arm, relative=level, **({"strength": 0.0} if level == 0 else {}))
+        first = {int(row["latent"]) for row in (self.run.calibration() or {}).get("estimates", ())}
+        rows = [r for r in self.run.latents() if r.latent in first]
+        values = [r.strength / r.unit for r in rows if r.status == "ok" and r.strength and r.unit]
         if len(values) < 2:
             self.run.note(f"arm {arm.name}: fewer than 2 latents are calibrated, so there is no standard deviation")
             return arm
@@ -186,28 +185,26 @@ class Experiments:
         level = mean + (arm.sd or 0.0) * spread
         if level <= 0:
             root = arm.name.rsplit("@", 1)[0]
-            first = next(
-                a for a in self.spec.arms if a.sd is not None and a.name.rsplit("@", 1)[0] == root
-                and mean + a.sd * spread <= 0
-            )  # fmt: skip
+            alike = [a.name for a in self.spec.arms if a.sd is not None and a.name.rsplit("@", 1)[0] == root
+                     and mean + a.sd * spread <= 0]  # fmt: skip
+            kept = next((name for name in alike if name in known), alike[0])
             self.run.note(f"arm {arm.name}: {arm.sd:g} SD below the mean is no strength, clipped to 0")
-            return replace(arm, strength=0.0, relative=0.0) if first.name == arm.name else None
+            return replace(arm, strength=0.0, relative=0.0) if kept == arm.name else None
         return replace(arm, relative=level)
 
     async def _strengths(self, arm: Arm, generator: Generator, progress: Callable[[int, int], None]) -> None:
         """The arm's own latents or directions, calibrated under its own conditions."""
         own = ArmCalibration(self.run, arm.name)
-        rows = own.latents()
+        there = {row.latent for row in own.latents()}
         sources = await self._directions(arm) if arm.directions is not None else None
-        if not rows:
-            if sources is None:
-                rows = [LatentRow(r.rank, r.latent, r.label, r.concreteness, r.unit) for r in self.run.latents()]
-            else:
-                rows = await self._direction_rows(arm, sources)
-            own.plan_latents(rows)
+        if sources is None:
+            base = [row for row in self.run.latents() if row.latent not in there]
+            own.plan_latents(LatentRow(r.rank, r.latent, r.label, r.concreteness, r.unit) for r in base)
+        elif not there:
+            own.plan_latents(await self._direction_rows(arm, sources))
         if arm.own_strengths:
             await calibrate(
-                self.spec, own, self.prompts_of(arm), steering=self.steering, generator=generator, progress=progress,
+                self.spec, own, self.inputs.of(arm), steering=self.steering, generator=generator, progress=progress,
                 arm=arm,
             )  # fmt: skip
 
@@ -220,7 +217,7 @@ class Experiments:
         names = self.run.fact(f"directions:{arm.name}")
         if names is None or not path.is_file():
             assert arm.directions is not None
-            if arm.directions == directions.CONTRAST:
+            if arm.directions == CONTRAST:
                 found = await directions.contrast(self.engine, self.spec.settings.directions, layer=layer)
             else:
                 found = directions.load(arm.directions, d_model=self.sae.d_model)

@@ -11,21 +11,13 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from countersteer.core.errors import InputError
 from countersteer.core.fingerprint import fingerprint, rng
+from countersteer.store import Run, RunRefusedError
 from countersteer.store.rows import LatentRow, Planned, Reference, Resample
 from countersteer.studies.arms import Arm
+from countersteer.studies.inputs import Inputs
 from countersteer.studies.spec import Spec
 from countersteer.studies.steering import Steering, sampling_seed
-
-
-def check_prompts(spec: Spec, prompts: Sequence[str]) -> None:
-    """Raise InputError if there are fewer prompts than each latent draws."""
-    wanted = spec.settings.trials.per_latent
-    if wanted > len(prompts):
-        raise InputError(
-            f"[trials] per_latent = {wanted} but there are {len(prompts)} prompts; lower it or add prompts"
-        )
 
 
 def prompts_for(spec: Spec, latent: int, count: int) -> tuple[int, ...]:
@@ -49,24 +41,39 @@ def references(spec: Spec, prompts: Sequence[str], steering: Steering) -> Iterat
             ordinal += 1
 
 
+def numbers(sizes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], int]:
+    """Ordinals of trials by (rank of the latent, which of its prompts), for a study that had these `sizes` in turn.
+
+    Each size is (latents, prompts per latent). What a study grew by is numbered after all that was there, so that a
+    trial keeps its number, and equal numbers of two arms stay the same trial.
+    """
+    found: dict[tuple[int, int], int] = {}
+    for latents, per_latent in sizes:
+        for rank in range(latents):
+            for which in range(per_latent):
+                found.setdefault((rank, which), len(found))
+    return found
+
+
 def trials(
     spec: Spec, arm: Arm, latents: Sequence[LatentRow], prompts: Sequence[str], steering: Steering, *,
-    prefixes: Mapping[tuple[int, str, int], str] | None = None,
+    prefixes: Mapping[tuple[int, str, int], str] | None = None, numbered: Mapping[tuple[int, int], int] | None = None,
 ) -> Iterator[Planned]:  # fmt: skip
     """Every trial of an arm. A latent without a strength gives trials with the status "uncalibrated".
 
-    `prefixes`: by (latent, prompt, seed), taken from another arm; trials without one are left out.
+    `prefixes`: by (latent, prompt, seed), taken from another arm; trials without one are left out. `numbered`: their
+    ordinals (`numbers`), in this order unless given.
     """
-    ordinal = 0
-    for row in latents:
-        for index in prompts_for(spec, row.latent, len(prompts)):
-            prompt = prompts[index]
+    per_latent = spec.settings.trials.per_latent
+    numbered = numbers([(len(latents), per_latent)]) if numbered is None else numbered
+    for rank, row in enumerate(latents):
+        for which, index in enumerate(prompts_for(spec, row.latent, len(prompts))):
+            prompt, ordinal = prompts[index], numbered[rank, which]
             seed = sampling_seed(spec.settings.study.seed, row.latent, prompt)
             if prefixes is None:
                 yield _trial(arm, ordinal, row, prompt, seed, steering, arm.text("prefix", row.label))
             elif (row.latent, prompt, seed) in prefixes:
                 yield _trial(arm, ordinal, row, prompt, seed, steering, prefixes[row.latent, prompt, seed])
-            ordinal += 1
 
 
 def _trial(
@@ -93,6 +100,23 @@ def _trial(
     return replace(plan, key=steering.key(steering.request(arm, plan)))
 
 
+def missing(run: Run, arm: Arm, trials: Sequence[Planned]) -> list[Planned]:
+    """Those of an arm's trials that are not planned in a run yet.
+
+    Raises RunRefusedError if one that is there would be another now; where an arm takes its prefixes from other
+    responses, what was planned stays.
+    """
+    there = {trial.ordinal: trial for trial in run.planned(arm.name)}
+    for trial in trials:
+        known = there.get(trial.ordinal, trial)
+        if known != trial and arm.prefix_rule is None:
+            raise RunRefusedError(
+                f"{run.folder}: trial {trial.ordinal} of arm {arm.name} would not be what it was; the run was made by"
+                " another version or with other files, start a new run in another folder"
+            )
+    return [trial for trial in trials if trial.ordinal not in there]
+
+
 def fresh(spec: Spec, arm: Arm, plan: Planned, steering: Steering) -> list[tuple[Resample, Planned]]:
     """The fresh first attempts of a multi-attempt trial: the same trial under new seeds."""
     draws = []
@@ -104,7 +128,7 @@ def fresh(spec: Spec, arm: Arm, plan: Planned, steering: Steering) -> list[tuple
     return draws
 
 
-def estimate(spec: Spec, prompts: int) -> dict[str, Any]:
+def estimate(spec: Spec, inputs: Inputs) -> dict[str, Any]:
     """What a study costs before it starts: generations per stage and an upper bound of generated tokens.
 
     Resamples are drawn for multi-attempt trials only; their number is the bound for a rate of 100%.
@@ -114,7 +138,7 @@ def estimate(spec: Spec, prompts: int) -> dict[str, Any]:
     each = latents * settings.trials.per_latent
     per_latent = calibration_size(spec)
     stages = {
-        "references": prompts * settings.judge.references if settings.judge.offline else 0,
+        "references": len(inputs.all_prompts) * settings.judge.references if settings.judge.offline else 0,
         "calibration": per_latent * latents,
         **{
             f"calibration {arm.name}": calibration_size(spec, own=True) * latents
@@ -132,7 +156,7 @@ def estimate(spec: Spec, prompts: int) -> dict[str, Any]:
     certain = sum(n for name, n in stages.items() if not name.startswith("resamples"))
     return {
         "latents": latents,
-        "prompts": prompts,
+        "prompts": len(inputs.prompts),
         "per_latent": settings.trials.per_latent,
         "trials_per_arm": each,
         "arms": [arm.name for arm in spec.arms],

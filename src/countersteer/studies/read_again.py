@@ -11,9 +11,10 @@ from countersteer.store import Run
 from countersteer.studies import spec as studies
 from countersteer.studies.boundaries import mark_episodes
 from countersteer.studies.drive import drive
+from countersteer.studies.growth import check_inputs
 from countersteer.studies.judges import JudgeOptions
 from countersteer.studies.rejudge import human, rate_whole, rejudge
-from countersteer.studies.setup import Tools, check_inputs, layers, load_tools
+from countersteer.studies.setup import Tools, layers, load_tools
 from countersteer.studies.spec import Spec
 
 Progress = Callable[[int, int], None]
@@ -29,7 +30,8 @@ def trace_run(
 
     with Run.open(folder, write=True) as run:
         loaded = studies.parse(run.study, name=str(folder))
-        given = load_tools(loaded, out=folder) if tools is load_tools else tools(loaded)
+        day = run.header.get("engine", {}).get("date")
+        given = load_tools(loaded, out=folder, day=day) if tools is load_tools else tools(loaded)
         try:
             check_inputs(run, model=given.engine.model_fingerprint, sae=given.sae.fingerprint)
             _, read_layer = layers(loaded, given.sae)

@@ -1,7 +1,7 @@
 """Running a study: references, latents, calibration, trials of every arm with their grades, fresh resamples.
 
-Each stage stores what it decides and is skipped when that is there, so running again resumes. Generation and grading
-overlap. What a trial gives depends on its key alone.
+Each stage stores what it decides and is skipped when that is there, so running again resumes, and a study that holds
+more than its run makes what is missing. Generation and grading overlap. What a trial gives depends on its key alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,18 @@ from countersteer.core.errors import RefusedError, StoreError
 from countersteer.core.request import Request
 from countersteer.core.trial import OK
 from countersteer.store import Planned, Run, RunRefusedError
-from countersteer.store.begin import begin_from
-from countersteer.studies import measure, plan, selection
+from countersteer.studies import latents, plan
 from countersteer.studies.arms import Arm, order
-from countersteer.studies.begun import as_begun
 from countersteer.studies.calibrate import calibrate
 from countersteer.studies.drive import drive
 from countersteer.studies.experiments import Experiments
 from countersteer.studies.generate import Generator, bounded
+from countersteer.studies.growth import Growth, compare
+from countersteer.studies.inputs import Inputs, read_inputs
 from countersteer.studies.judges import JudgeOptions, LanguageJudge, check, check_statuses, retry
+from countersteer.studies.opening import adopt, grow, open_run, take_over, writable
 from countersteer.studies.progress import Observer, Silent
-from countersteer.studies.prompts import load_prompts
-from countersteer.studies.setup import Tools, adopt, layers, load_tools, make_judge, open_run, writable
+from countersteer.studies.setup import Tools, layers, load_tools, make_judge
 from countersteer.studies.spec import Spec
 from countersteer.studies.steering import Steering
 
@@ -51,38 +50,40 @@ def run_study(
 ) -> Run:
     """Run a study into the folder `out`, or resume it, and return the finished run, open for reading.
 
+    A run of a smaller study (fewer arms, latents, prompts per latent) grows: what is there stays as it is.
+
     `tools` gives the engine and the SAE and is called only when there is work to do. `options`: what a language-model
     judge may cost and how fast it may be asked. `retry_status`: statuses whose trials are tried again. `shard` (i, n):
     only every n-th trial, beginning with the i-th (1 to n); such a run is merged with its others. `calibration`:
-    folder of a run of this study whose references, latents, strengths and plan are taken over, whole, instead of
-    deciding them again. `search_only`: no further than the detector search.
+    folder of a run with these base conditions whose references, latents, strengths and plan are taken over instead of
+    being decided again. `search_only`: no further than the detector search.
     May be called inside a running event loop (a notebook), which it blocks.
     Raises CountersteerError; on KeyboardInterrupt what was finished is kept.
     """
     statuses = check_statuses(retry_status)
     check(spec.settings.judge, options or JudgeOptions())
+    inputs = read_inputs(spec)
     if calibration is not None:
-        begin_from(calibration, out, study=as_begun(spec, calibration).text)
-    spec = as_begun(spec, out)
-    finished = open_run(spec, out)
+        take_over(spec, inputs, calibration, out)
+    finished = open_run(spec, out, inputs)
     if finished is not None and not statuses:
         return finished
     if finished is not None:
         finished.close()
-    prompts = load_prompts(spec.settings.trials.prompts)
-    plan.check_prompts(spec, prompts)
     observer = observer or Silent()
     with writable(spec, out) as run:
         began = time.monotonic()
         before = run.fact("seconds", 0.0)
+        growth = compare(run, spec, inputs) if run.begun else Growth()
         observer.stage("loading", None)
-        given = load_tools(spec, out=out) if tools is load_tools else tools(spec)
+        day = run.header.get("engine", {}).get("date")
+        given = load_tools(spec, out=out, inputs=inputs, day=day) if tools is load_tools else tools(spec)
         try:
-            begin = adopt(spec, run, given, prompts)
-            study = _Study(spec, run, given, prompts, observer)
+            begin = adopt(spec, run, given, inputs)
+            study = _Study(spec, run, given, inputs, observer)
             study.options, study.statuses, study.shard = options or JudgeOptions(), statuses, shard
             study.search_only = search_only
-            drive(study.go(begin, in_flight))
+            drive(study.go(begin, growth, in_flight))
         finally:
             if given.close:
                 given.engine.close()
@@ -94,8 +95,9 @@ def run_study(
 class _Study:
     """The stages of one study over its open run."""
 
-    def __init__(self, spec: Spec, run: Run, tools: Tools, prompts: Sequence[str], observer: Observer) -> None:
-        self.spec, self.run, self.prompts, self.observer = spec, run, prompts, observer
+    def __init__(self, spec: Spec, run: Run, tools: Tools, inputs: Inputs, observer: Observer) -> None:
+        self.spec, self.run, self.inputs, self.observer = spec, run, inputs, observer
+        self.prompts = inputs.prompts
         self.engine, self.sae = tools.engine, tools.sae
         self.options = JudgeOptions()
         self.statuses: tuple[str, ...] = ()
@@ -108,18 +110,26 @@ class _Study:
             model=self.engine.model_fingerprint,
             family=self.engine.family,
             facts=self.engine.describe(),
+            encode=getattr(self.engine, "encode", None),
         )
         self.arms: dict[str, Arm] = {}
         self.search_only = False
         self.found = Experiments(
-            spec, run, self.engine, self.sae, prompts, layers=(self.layer, self.read_layer), steering=self.steering
+            spec, run, self.engine, self.sae, inputs, layers=(self.layer, self.read_layer), steering=self.steering
         )
 
-    async def go(self, begin: dict[str, Any], in_flight: int) -> None:
-        """All stages in order. `begin` is recorded once the model has given a first response."""
+    async def go(self, begin: dict[str, Any], growth: Growth, in_flight: int) -> None:
+        """All stages in order. `begin`, or what the study has more, is recorded once the model has given a response."""
         if not self.run.begun:
-            await self.engine.generate(self._longest())
+            await self._try()
             self.run.set_facts(header={**self.run.header, **begin}, notes=list(self.spec.notes))
+        elif growth:
+            await self._try()
+            grow(self.spec, self.run, growth, begin)
+        elif new := set(begin["inputs"]) - set(self.run.header["inputs"]):  # a run of an older version
+            then = self.run.header
+            more = {name: begin["inputs"][name] for name in new}
+            self.run.set_facts(header={**then, "inputs": {**then["inputs"], **more}})
         generator = Generator(self.engine, self.run, in_flight=in_flight)
         try:
             if self.spec.settings.judge.offline:
@@ -134,7 +144,12 @@ class _Study:
                 await self.found.detectors(generator, self.observer.progress)
             if self.search_only:
                 return
-            await self._latents()
+            self.observer.stage("latents", None)
+            source = latents.Source(
+                self.engine, self.sae, (self.layer, self.read_layer), self.prompts, self.inputs.labels
+            )
+            await latents.prepare(self.spec, self.run, source, self.judge)
+            self.steering.prepare([row.latent for row in self.run.latents()])
             self.observer.stage("calibration", None)
             await calibrate(
                 self.spec,
@@ -151,37 +166,37 @@ class _Study:
             if self.judge is not None:
                 await self.judge.close()
 
-    def _longest(self) -> Request:
-        """The longest request of the study, unsteered: if the model refuses it, nothing was begun."""
-        arms = self.spec.arms
-        turns = [(arm.user_turn(prompt, None), arm) for arm in arms for prompt in self.prompts]
-        turn, arm = max(turns, key=lambda pair: len(pair[0]) + len(pair[1].system or "") + len(pair[1].prefix or ""))
-        sampling = max((arm.sampling for arm in arms), key=lambda sampling: sampling.max_tokens)
-        return Request(prompt=turn, system=arm.system, prefix=arm.prefix, sampling=sampling)
+    async def _try(self) -> None:
+        """Ask the model for the longest response of the study, unsteered: if it refuses, nothing was begun.
 
-    def _all_prompts(self) -> list[str]:
-        """The study's prompts and those of arms that have their own."""
-        own = [prompt for arm in self.spec.arms for prompt in self.found.prompts_of(arm)]
-        return list(dict.fromkeys([*self.prompts, *own]))
+        Every arm's texts must fit its chat template, which is tried without generating where the engine can.
+        """
+        turns = [(arm.user_turn(prompt, None), arm) for arm in self.spec.arms for prompt in self.inputs.of(arm)]
+        if (encode := getattr(self.engine, "encode", None)) is not None:
+            for turn, arm in {arm.name: (turn, arm) for turn, arm in turns}.values():
+                encode(Request(prompt=turn, system=arm.system, prefix=arm.prefix))
+        turn, arm = max(turns, key=lambda pair: len(pair[0]) + len(pair[1].system or "") + len(pair[1].prefix or ""))
+        sampling = max((arm.sampling for arm in self.spec.arms), key=lambda sampling: sampling.max_tokens)
+        await self.engine.generate(Request(prompt=turn, system=arm.system, prefix=arm.prefix, sampling=sampling))
 
     async def _references(self, generator: Generator) -> None:
         """Generate the unsteered responses, freeze them as the judge's reference set."""
         planned = self.run.references()
         if not planned:
-            planned = list(plan.references(self.spec, self._all_prompts(), self.steering))
+            planned = list(plan.references(self.spec, self.inputs.all_prompts, self.steering))
             self.run.plan_references(planned)
         texts: dict[int, str] = {}
         self.observer.stage("references", len(planned))
 
         async def one(reference: Any) -> None:
             request = self.steering.plain(reference.prompt, self.spec.sampling, reference.seed)
-            response = await generator.response(reference.key, lambda: request)
+            response = await generator.response(reference.key, lambda: self.steering.checked(request, reference.key))
             if response.status == OK and response.text.strip():
                 texts[reference.ordinal] = response.text
             self.observer.progress(len(texts), len(planned))
 
         await bounded(planned, one, workers=generator.workers)
-        by_prompt: dict[str, list[str]] = {prompt: [] for prompt in self._all_prompts()}
+        by_prompt: dict[str, list[str]] = {reference.prompt: [] for reference in planned}
         for reference in planned:
             if reference.ordinal in texts:
                 by_prompt[reference.prompt].append(texts[reference.ordinal])
@@ -197,46 +212,6 @@ class _Study:
             raise RunRefusedError(f"{self.run.folder} was graded by another version of its judge; start a new run")
         generator.judged_by(judge)
 
-    async def _latents(self) -> None:
-        """Choose the latents, once, and read their rows."""
-        if not self.run.latents():
-            self.observer.stage("latents", None)
-            chosen = await self._choose()
-            indices = [row.latent for row in chosen.latents]
-            relative = self.spec.settings.calibration.units == "relative" and self.spec.needs_calibration
-            norm = await measure.median_norm(self.engine, self.prompts, layer=self.layer) if relative else None
-            units = measure.units(self.sae, indices, norm=norm)
-            self.run.plan_latents(replace(r, unit=u) for r, u in zip(chosen.latents, units, strict=True))
-            self.run.set_facts(median_norm=norm, steer_layer=self.layer, read_layer=self.read_layer)
-            for note in chosen.notes:
-                self.run.note(note)
-        self.steering.prepare([row.latent for row in self.run.latents()])
-
-    async def _choose(self) -> selection.Chosen:
-        section = self.spec.settings.latents
-        labels = self.sae.label_rows
-        if section.labels is not None:
-            from countersteer.sources.labels import load_labels
-
-            labels = load_labels(section.labels, count=self.sae.d_sae)
-        keep = None
-        if section.ids is None and section.relevance != "any":
-            if self.sae.architecture == "topk":
-                self.run.note("latents were not filtered by relevance: a TopK latent has no activation of its own")
-            else:
-                active = await measure.max_activations(self.engine, self.sae, self.prompts, layer=self.read_layer)
-                keep = selection.relevant(active, section.relevance)
-        walk: dict[str, Any] = {"seed": self.spec.settings.study.seed, "total": self.sae.d_sae, "keep": keep}
-        if self.judge is not None and section.ids is None and section.concreteness > 0 and labels:
-            labels, asked, failed = await selection.rated(section, labels=labels, rate=self.judge.concreteness, **walk)
-            if asked:
-                named = self.judge.caller.settings.model
-                self.run.note(
-                    f"concreteness of {asked} labels rated by {named}, {failed} of them without a usable rating"
-                )
-        need = any(arm.uses_label for arm in self.spec.arms)
-        return selection.choose(section, labels=labels, need_label=need, **walk)
-
     async def _arms(self, generator: Generator) -> None:
         """Plan and run the arms, phase by phase: an arm that needs other arms' responses waits for them."""
         phases = order(self.spec.arms, self.spec.base)
@@ -251,23 +226,32 @@ class _Study:
             await self.found.steered()
 
     async def _plan(self, phase: Sequence[Arm], generator: Generator) -> None:
-        """Plan every trial of a phase's arms, once."""
+        """Plan every trial of a phase's arms, once, and what a study has more since."""
         missing = sum(row.status == "uncalibrated" for row in self.run.latents())
         if missing:
-            self.run.note(
-                f"{missing} of {len(self.run.latents())} latents are uncalibrated; their trials are counted so"
-            )
+            said = "latents are uncalibrated; their trials are counted so"
+            self.run.note(f"{missing} of {len(self.run.latents())} {said}", instead_of=said)
+        sizes = self.run.fact("sizes")
         for arm in phase:
             made = await self.found.resolve(arm, generator, self.observer.progress)
             if made is None:
                 continue
             self.arms[arm.name] = made
-            if arm.name not in self.run.arms():
-                trials = plan.trials(
-                    self.spec, made, self.found.rows_of(arm), self.found.prompts_of(arm), self.steering,
-                    prefixes=self.found.prefixes(arm),
-                )  # fmt: skip
-                self.run.plan_trials(list(trials), {arm.name: made.describe()}, self.spec.base)
+            steps = self.run.fact("planned_steps", {})
+            known = self.run.arms()
+            if arm.name in known and steps.get(arm.name, 1) >= len(sizes):
+                continue
+            rows = self.found.rows_of(arm)
+            own = arm.directions is not None  # directions are the arm's own, and do not grow
+            numbered = plan.numbers([(len(rows) if own else s["latents"], s["per_latent"]) for s in sizes])
+            trials = plan.trials(
+                self.spec, made, rows, self.inputs.of(arm), self.steering, prefixes=self.found.prefixes(arm),
+                numbered=numbered,
+            )  # fmt: skip
+            self.run.plan_trials(
+                plan.missing(self.run, arm, list(trials)), {arm.name: known.get(arm.name, made.describe())},
+                self.spec.base, planned_steps={**steps, arm.name: len(sizes)},
+            )  # fmt: skip
         known = self.run.arms()
         self.run.set_facts(arms={arm.name: known[arm.name] for arm in self.spec.arms if arm.name in known})
 
@@ -303,7 +287,9 @@ class _Study:
 
     async def _trial(self, generator: Generator, arm: Any, planned: Planned) -> list[float]:
         """One response and its grade, made where missing; the scores of its attempts, empty if it is not valid."""
-        response = await generator.response(planned.key, lambda: self.steering.request(arm, planned))
+        response = await generator.response(
+            planned.key, lambda: self.steering.checked(self.steering.request(arm, planned), planned.key)
+        )
         if response.status != OK:
             return []
         grade = await generator.grade(planned.prompt, planned.label, (planned.prefix or "") + response.text)

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 
 DETECTORS = "detectors"
 HELD_OUT = "detectors-held-out"
+CONTRAST = "contrast"
+"""The value of an arm's `directions` that stands for vectors made from titles."""
 MATCHES = ("count", "firing-rate", "mean-activation", "perturbation")
 META_PROMPTS = {
     "focus": "Stay on the question and do not get distracted.",

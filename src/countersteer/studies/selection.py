@@ -6,7 +6,7 @@ dropped. Walking a random order until enough have passed draws uniformly among t
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -97,13 +97,16 @@ def choose(
     labels: Mapping[int, Any],
     keep: NDArray[np.bool_] | None,
     need_label: bool,
+    taken: Collection[int] = (),
+    barred: Collection[int] = (),
 ) -> Chosen:
     """The latents of a study. `labels`: by index, objects with text and concreteness; `keep`: relevant ones [total].
 
-    Raises InputError when none passes, or for a needed label that is missing.
+    `taken`: latents that are chosen already, and count; `barred`: latents that may not be chosen any more, since a
+    random set clamps them. Raises InputError when none passes, or for a needed label that is missing.
     """
     if section.ids is not None:
-        return _given(section.ids, labels, need_label)
+        return _given([index for index in section.ids if index not in taken], labels, need_label)
     notes: list[str] = []
     known = {i for i, label in labels.items() if label.concreteness is not None}
     ask = section.concreteness > 0 and bool(known)
@@ -114,14 +117,19 @@ def choose(
     if need_label and not labels:
         raise InputError("an arm's text uses {label} but there are no labels; set [latents] labels to a labels file")
     kept: list[int] = []
-    dropped = {"abstract or unrated label": 0, "no label": 0, "active on the prompts": 0}
+    dropped = {"abstract or unrated label": 0, "no label": 0, "active on the prompts": 0,
+               "clamped in a random set": 0}  # fmt: skip
     examined = 0
     for lot in _lots(section, seed, total):
         for index in lot:
-            if len(kept) == section.count:
+            if len(kept) + len(taken) == section.count:
                 break
+            if index in taken:
+                continue
             examined += 1
-            if need_label and index not in labels:
+            if index in barred:
+                dropped["clamped in a random set"] += 1
+            elif need_label and index not in labels:
                 dropped["no label"] += 1
             elif keep is not None and not keep[index]:
                 dropped["active on the prompts"] += 1
@@ -129,18 +137,19 @@ def choose(
                 dropped["abstract or unrated label"] += 1
             else:
                 kept.append(index)
-        if len(kept) == section.count:
+        if len(kept) + len(taken) == section.count:
             break
     why = ", ".join(f"{n} {reason}" for reason, n in dropped.items() if n)
     notes.append(
-        f"latents: {len(kept)} of {section.count} wanted, {examined} of {total} examined ({why or 'all kept'})"
+        f"latents: {len(kept)} of {section.count - len(taken)} wanted{' more' if taken else ''},"
+        f" {examined} of {total} examined ({why or 'all kept'})"
     )
-    if not kept:
+    if not kept and not taken:
         raise InputError(f"no latent passes the filters ({why}); lower [latents] concreteness or change relevance")
     return Chosen(tuple(_row(rank, index, labels) for rank, index in enumerate(kept)), tuple(notes))
 
 
-def _given(ids: tuple[int, ...], labels: Mapping[int, Any], need_label: bool) -> Chosen:
+def _given(ids: Sequence[int], labels: Mapping[int, Any], need_label: bool) -> Chosen:
     for index in ids:
         if need_label and index not in labels:
             raise InputError(f"an arm's text uses {{label}} but latent {index} has no label; drop it or label it")

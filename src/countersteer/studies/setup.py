@@ -1,22 +1,18 @@
-"""Before a study runs: the engine and the SAE it names, checked against each other and against its run.
-
-A run remembers what it was begun with. Going on with another model, SAE or prompt file is refused.
-"""
+"""What a study works with: the engine and the SAE it names, its adapters, its judge, its layers."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from countersteer.core.errors import InputError, RefusedError
-from countersteer.core.fingerprint import fingerprint
 from countersteer.engines.base import Engine
-from countersteer.store import Run, RunRefusedError
 from countersteer.studies.arms import Arm
-from countersteer.studies.header import header
+from countersteer.studies.inputs import Inputs, check_sae
 from countersteer.studies.prompts import load_prompts
 from countersteer.studies.spec import Spec
 
@@ -39,21 +35,25 @@ ADAPTERS = "adapters"
 """Where a run keeps the adapters that its study's [finetune] section trained."""
 
 
-def load_tools(spec: Spec, *, out: str | Path | None = None) -> Tools:
+def load_tools(
+    spec: Spec, *, out: str | Path | None = None, inputs: Inputs | None = None, day: str | None = None
+) -> Tools:
     """The SAE and the engine that a study names. Raises InputError before the model is loaded where it can.
 
-    `out`: the folder of the run, which holds the adapters that the study's [finetune] section made.
+    `out`: the folder of the run, which holds the adapters that the study's [finetune] section made. `inputs`: the
+    content of the study's files, to be checked. `day` (ISO): what chat templates with a date take for today, which is
+    the day that the run began.
     """
     import countersteer as cs
 
     study, settings = spec.settings.study, spec.settings.engine
     sae = cs.load_sae(study.sae)
-    check_latents(spec, sae)
+    check_sae(spec, sae, inputs)
     if settings.kind == "vllm":
         return Tools(_vllm(spec, sae, adapters_of(spec, out=out)), sae, close=True)
     engine = cs.load_engine(
         study.model, dtype=settings.dtype, device=settings.device, adapter=settings.adapter,
-        adapters=adapters_of(spec, out=out), template=study.template,
+        adapters=adapters_of(spec, out=out), template=study.template, date=day or date.today().isoformat(),
     )  # fmt: skip
     return Tools(engine, sae, close=True)
 
@@ -115,90 +115,6 @@ def make_judge(references: Mapping[str, Sequence[str]]) -> Any:
     from countersteer.judging.references import ReferenceSet
 
     return OfflineJudge(ReferenceSet.of(references))
-
-
-def open_run(spec: Spec, out: str | Path) -> Run | None:
-    """The run of this study in `out`, for reading, if it is finished; None if there is work to do.
-
-    Raises RunRefusedError for a run of another study, or of other prompts than the file holds now.
-    """
-    if not Run.exists(out):
-        return None
-    run = Run.open(out, study=spec.text)
-    try:
-        check_inputs(run, prompts=load_prompts(spec.settings.trials.prompts))
-        if run.finished:
-            return run
-    except BaseException:
-        run.close()
-        raise
-    run.close()
-    return None
-
-
-def writable(spec: Spec, out: str | Path) -> Run:
-    """The run in `out`, made if missing, open for writing. Raises RunRefusedError."""
-    if Run.exists(out):
-        run = Run.open(out, write=True, study=spec.text)
-        if not run.begun:
-            run.restart(spec.text, header(spec))
-        return run
-    return Run.create(out, spec.text, header(spec))
-
-
-def adopt(spec: Spec, run: Run, tools: Tools, prompts: Sequence[str]) -> dict[str, Any]:
-    """Check model and SAE against each other, and against what the run was begun with; returns what to begin with."""
-    described = tools.engine.describe()
-    width = described.get("d_model")
-    if isinstance(width, int):
-        tools.sae.require_width(width, model=spec.settings.study.model)
-    check_layers(spec, tools.sae, described)
-    check_latents(spec, tools.sae)
-    inputs = {
-        "model": tools.engine.model_fingerprint,
-        "engine": tools.engine.family,
-        "dtype": described.get("dtype"),
-        "sae": tools.sae.fingerprint,
-        "prompts": fingerprint(list(prompts)),
-    }
-    for name, key in (("adapter", "adapter"), ("adapters", "adapters")):
-        if described.get(key):
-            inputs[name] = fingerprint(described[key])
-    check_inputs(run, **inputs)
-    return {"inputs": inputs, "engine": described}
-
-
-def check_inputs(run: Run, **now: Any) -> None:
-    """Refuse to go on with other inputs than a run was begun with."""
-    if isinstance(now.get("prompts"), list):
-        now["prompts"] = fingerprint(now["prompts"])
-    then = run.header.get("inputs", {})
-    for name, value in now.items():
-        if name in then and then[name] != value:
-            raise RunRefusedError(
-                f"{run.folder} was begun with another {name} ({str(then[name])[:12]}, now {str(value)[:12]});"
-                " restore it, or choose another folder with --out"
-            )
-
-
-def check_latents(spec: Spec, sae: Any) -> None:
-    """Raise InputError unless the SAE has every latent that the study names."""
-    for index in spec.settings.latents.ids or ():
-        if index >= sae.d_sae:
-            raise InputError(
-                f"[latents] ids names latent {index}, but the SAE has {sae.d_sae}; use 0 to {sae.d_sae - 1}"
-            )
-    for arm in spec.arms:
-        if arm.clamps and sae.architecture == "topk":
-            raise RefusedError(
-                f"[arms.{arm.name}] clamp on a TopK SAE",
-                "whether a latent is active depends on all others, so it has no threshold of its own",
-                "the SAE's JumpReLU conversion",
-            )
-        for index in arm.clamp:
-            if index >= sae.d_sae:
-                known = f"the SAE has {sae.d_sae}; use 0 to {sae.d_sae - 1}"
-                raise InputError(f"[arms.{arm.name}] clamp names latent {index}, but {known}")
 
 
 def layers(spec: Spec, sae: Any) -> tuple[int, int]:

@@ -103,7 +103,7 @@ def parse(text: str, *, name: str = "study", folder: Path | None = None) -> Spec
     settings = _absolute(settings, folder or Path.cwd())
     _check(settings, name)
     arms, base, notes = expand(settings)
-    return Spec(name, settings, _dump(settings), tuple(_defaulted(settings)), arms, base, notes)
+    return Spec(name, settings, dump(settings), tuple(_defaulted(settings)), arms, base, notes)
 
 
 def _refuse_later(data: dict[str, Any], name: str) -> None:
@@ -269,6 +269,6 @@ def _defaulted(settings: Study) -> list[str]:
     return names
 
 
-def _dump(settings: Study) -> str:
+def dump(settings: Study) -> str:
     """The resolved TOML: every setting that has a value, arms in their order."""
     return tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True))

@@ -1,22 +1,30 @@
 """From a planned trial to the request that an engine gets, and the key that identifies it.
 
-The key hashes everything that decides a response: model, dtype, template, texts, intervention (spans included),
-sampling with its seed, engine family. Caches and resuming use that key and nothing less.
+The key hashes everything that decides a response: model, dtype, tokenizer, template, texts with the token ids they
+become, end tokens, intervention (spans included), sampling with its seed, engine family. Caches and resuming use that
+key and nothing less.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
+from countersteer.core.errors import CountersteerError
 from countersteer.core.fingerprint import canonical, digest, named_seed
 from countersteer.core.request import Request, Sampling
+from countersteer.store import RunRefusedError
 from countersteer.store.rows import Planned
 from countersteer.studies.arms import Arm
 
 _CACHED = 2048
-_VARIED = ("intervention", "prefix", "prompt", "sampling", "system")
+_TEXTS = 8192
+_VARIED = ("intervention", "prefix", "prompt", "sampling", "system", "tokens")
+_DECISIVE = ("dtype", "quantisation", "adapter", "template_hash")
+_WHERE_KNOWN = ("tokenizer", "end_tokens")
+"""Facts that only some engines tell: those of servers are part of what they serve."""
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 """Texts, and sampling settings, which were checked to hold finite numbers and texts only."""
 
@@ -32,10 +40,11 @@ class _KeyText:
     The same text as `core.fingerprint.canonical` of the whole dictionary gives.
     """
 
-    def __init__(self, fixed: Mapping[str, Any]) -> None:
+    def __init__(self, fixed: Mapping[str, Any], varied: tuple[str, ...] | None = None) -> None:
         parts: list[str] = []
         text = "{"
-        for n, name in enumerate(sorted({*fixed, *_VARIED})):
+        self._varied = _VARIED if varied is None else varied
+        for n, name in enumerate(sorted({*fixed, *self._varied})):
             text += f'{"," if n else ""}"{name}":'
             if name in fixed:
                 text += canonical(fixed[name])
@@ -47,7 +56,7 @@ class _KeyText:
     def of(self, **values: Any) -> str:
         """The text with the values that vary."""
         text: list[str] = []
-        for part, name in zip(self._parts, _VARIED, strict=True):
+        for part, name in zip(self._parts, self._varied, strict=True):
             value = values[name]
             text += (part, "null" if value is None else _ENCODER.encode(value))
         return "".join(text) + self._end
@@ -56,14 +65,21 @@ class _KeyText:
 class Steering:
     """Builds requests and their keys for one model, engine and SAE. Rows of the latents in use are kept."""
 
-    def __init__(self, sae: Any, *, layer: int, model: str, family: str, facts: Mapping[str, Any]) -> None:
-        """`layer`: the study's steering layer; `facts`: the engine's description (dtype, template, ...)."""
+    def __init__(
+        self, sae: Any, *, layer: int, model: str, family: str, facts: Mapping[str, Any],
+        encode: Callable[[Request], Sequence[int]] | None = None,
+    ) -> None:  # fmt: skip
+        """`layer`: the study's steering layer; `facts`: the engine's description (dtype, template, ...); `encode`: the
+        token ids of a request, which go into its key where the engine tells its tokenizer."""
         self.sae = sae
         self.layer = layer
-        decisive = ("dtype", "quantisation", "adapter", "template_hash")
-        fixed = {"model": model, "engine": family, **{name: facts.get(name) for name in decisive}}
+        fixed = {"model": model, "engine": family, **{name: facts.get(name) for name in _DECISIVE}}
+        fixed |= {name: facts[name] for name in _WHERE_KNOWN if facts.get(name) is not None}
+        self._encode = _remembered(encode) if encode is not None and "tokenizer" in fixed else None
+        varied = _VARIED if self._encode is not None else _VARIED[:-1]
         adapters = {n: {**fixed, "adapter": a["fingerprint"]} for n, a in facts.get("adapters", {}).items()}
-        self._keys = {None: _KeyText(fixed), **{name: _KeyText(given) for name, given in adapters.items()}}
+        self._keys: dict[str | None, _KeyText] = {None: _KeyText(fixed, varied)}
+        self._keys |= {name: _KeyText(given, varied) for name, given in adapters.items()}
         self._latents: dict[int, Any] = {}
         self._clamps: dict[tuple[int, ...], Any] = {}
         self._interventions: dict[tuple[Any, ...], Any] = {}
@@ -123,6 +139,7 @@ class Steering:
         """Hash of everything that decides the response to `request`."""
         return digest(
             self._keys[request.adapter].of(
+                tokens=self._encode and self._encode(request.prompt, request.system, request.prefix),
                 prompt=request.prompt,
                 system=request.system,
                 prefix=request.prefix,
@@ -131,6 +148,29 @@ class Steering:
             )
         )
 
+    def checked(self, request: Request, key: str) -> Request:
+        """`request`, if its key is still the one it was planned under. Raises RunRefusedError."""
+        if self.key(request) != key:
+            raise RunRefusedError(
+                f"a trial on {(request.prompt or '')[:60]!r} would not be what was planned ({key[:12]}): a file of the"
+                " study, the model's tokenizer or the code has changed since; restore it, or start a new run in"
+                " another folder"
+            )
+        return request
+
     def plain(self, prompt: str, sampling: Sampling, seed: int) -> Request:
         """An unsteered request."""
         return Request(prompt=prompt, sampling=sampling.with_seed(seed))
+
+
+def _remembered(encode: Callable[[Request], Sequence[int]]) -> Callable[..., list[int] | None]:
+    """Token ids by texts, remembered: arms ask the same ones again and again. None where the model refuses them."""
+
+    @lru_cache(_TEXTS)
+    def ids(prompt: str, system: str | None, prefix: str | None) -> list[int] | None:
+        try:
+            return list(encode(Request(prompt=prompt, system=system, prefix=prefix)))
+        except CountersteerError:
+            return None
+
+    return ids

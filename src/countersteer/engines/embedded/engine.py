@@ -24,7 +24,7 @@ from countersteer.engines.embedded.forward import readout_columns, reduce_rows
 from countersteer.engines.embedded.loop import Loop
 from countersteer.engines.embedded.model import LoadedModel
 from countersteer.engines.embedded.selftest import build_batch
-from countersteer.engines.embedded.text import TextStream, encode_request
+from countersteer.engines.embedded.text import TextStream, encode_request, tells_date
 
 log = logging.getLogger(__name__)
 FAMILY = "embedded-1"
@@ -89,17 +89,20 @@ class EmbeddedEngine:
             "layers": self.n_layers,
             "d_model": self.d_model,
             "template_hash": self.model.template_hash,
+            "tokenizer": self.model.tokenizer_hash,
+            "end_tokens": sorted(self.model.end_tokens),
             "cache": self.loop.batch.note or "slots",
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             **({"template": self.model.template} if self.model.template else {}),
+            **({"date": self.model.date} if self.model.date and tells_date(self.model.tokenizer) else {}),
             **({"adapter": self.model.adapter} if self.model.adapter else {}),
             **({"adapters": self.adapters.described()} if self.adapters.records else {}),
         }
 
     def encode(self, request: Request) -> list[int]:
         """The token ids of a request's prompt, template and prefix included. Raises InputError."""
-        ids = encode_request(request, self.model.tokenizer, template=self.model.template)
+        ids = encode_request(request, self.model.tokenizer, template=self.model.template, date=self.model.date)
         if min(ids) < 0 or max(ids) >= self.model.vocab:
             raise InputError(f"token ids must lie in 0..{self.model.vocab - 1}")
         return ids

@@ -1,4 +1,4 @@
-"""The fingerprint of a model on disk: configuration, safetensors headers and 64 KiB of each tensor.
+"""The fingerprint of a model on disk: configuration, safetensors headers and 64 KiB of each tensor; of a tokenizer.
 
 Cheap for any size (a few megabytes are read from a 70B model), equal for equal weights whatever dtype they are loaded
 in, and cached within the process by path, size and time of each file.
@@ -68,3 +68,19 @@ def module_fingerprint(model: nn.Module) -> str:
         flat = parameter.detach().reshape(-1)[: SAMPLE // max(parameter.element_size(), 1)].contiguous().cpu()
         digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
     return fingerprint({"config": json.loads(json.dumps(config, default=str)), "weights": digest.hexdigest()})
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Fingerprint of a tokenizer: its whole pipeline where it is a fast one, else its vocabulary; special tokens.
+
+    A model's fingerprint does not hold it, and the same weights behind another tokenizer are another model.
+    """
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is not None:
+        rules = json.loads(fast.to_str())
+        for key in ("truncation", "padding"):  # left behind by earlier calls
+            rules.pop(key, None)
+    else:
+        rules = {"class": type(tokenizer).__name__, "vocabulary": dict(tokenizer.get_vocab())}
+    special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
+    return fingerprint({"rules": rules, "special": special})

@@ -7,6 +7,7 @@ Remote code is never run and only safetensors weights are read.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 from countersteer import organism
 from countersteer.core.errors import CountersteerError, InputError
 from countersteer.core.fingerprint import fingerprint
-from countersteer.engines.embedded.fingerprint import folder_fingerprint, module_fingerprint
+from countersteer.engines.embedded.fingerprint import folder_fingerprint, module_fingerprint, tokenizer_fingerprint
 from countersteer.engines.embedded.layers import find_layers, text_config, verify_layers
 from countersteer.engines.embedded.text import load_tokenizer
 
@@ -42,6 +43,8 @@ class LoadedModel:
     """Fingerprint of the adapter that it carries."""
     template: str | None = None
     """Name of a variation of the chat template (see text.TEMPLATES), None for the model's own."""
+    date: str | None = None
+    """The day (ISO) that a chat template takes for today, None for today itself."""
     training: tuple[nn.Module, ...] = ()
     """Modules of a user's own model that were in training mode; an engine puts them back when it closes."""
 
@@ -57,6 +60,11 @@ class LoadedModel:
         if not template:
             return None
         return fingerprint([template, self.template] if self.template else template)
+
+    @cached_property
+    def tokenizer_hash(self) -> str | None:
+        """Hash of all that decides which token ids a text becomes, None without a tokenizer."""
+        return None if self.tokenizer is None else tokenizer_fingerprint(self.tokenizer)
 
     @property
     def end_tokens(self) -> frozenset[int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import date as Date
+from functools import lru_cache
 from typing import Any
 
 from countersteer.core.errors import InputError, RefusedError
@@ -14,6 +16,10 @@ TEMPLATES = ("esr-reference",)
 "esr-reference": after the template's generation prompt, BOS and the assistant header once more, as the ESR paper's
 reference code does in its Llama runs. Not known: whether that was meant, and what it does to the paper's numbers.
 """
+
+
+NOW = "strftime_now"
+"""What a chat template calls to write today's date into every prompt (Llama 3.2 and gpt-oss do)."""
 
 
 def load_tokenizer(source: str) -> Any:
@@ -31,11 +37,31 @@ def load_tokenizer(source: str) -> Any:
     return tokenizer if set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens) else None
 
 
-def encode_request(request: Request, tokenizer: Any, *, template: str | None = None) -> list[int]:
+def tells_date(tokenizer: Any) -> bool:
+    """Whether the chat template writes the date into its prompts, so that they are other tokens tomorrow."""
+    return NOW in str(getattr(tokenizer, "chat_template", None) or "")
+
+
+@lru_cache(16)
+def dated(template: str, date: str) -> str:
+    """A chat template whose `strftime_now` tells `date` (ISO) instead of today.
+
+    A macro of that name before the template hides the function: transformers lets nothing callable into a template.
+    Exactly one line, which Jinja's trim_blocks takes away whole.
+    """
+    day = Date.fromisoformat(date)
+    codes = [*(f"%-{c}" for c in "dmyjHIMS"), *(f"%{c}" for c in "aAbBdmyYjUWwuGVeFDxHIMSpTRXcZzf")]
+    told = "".join(f" | replace({code!r}, {day.strftime(code)!r})" for code in codes)
+    return f"{{% macro {NOW}(format) %}}{{{{ format{told} }}}}{{% endmacro %}}\n{template}"
+
+
+def encode_request(
+    request: Request, tokenizer: Any, *, template: str | None = None, date: str | None = None
+) -> list[int]:
     """Token ids of a request: chat template, assistant prefix, or plain text (`template` False).
 
-    `template`: one of TEMPLATES. Raises InputError when there is no tokenizer or template, or when the template drops
-    the system prompt.
+    `template`: one of TEMPLATES. `date` (ISO): what the chat template takes for today. Raises InputError when there is
+    no tokenizer or template, or when the template drops the system prompt.
     """
     if request.tokens is not None:
         return list(request.tokens)
@@ -47,15 +73,17 @@ def encode_request(request: Request, tokenizer: Any, *, template: str | None = N
         if request.messages is not None or request.system is not None:
             raise InputError("messages and system prompts need the chat template: leave template on")
         return _nonempty(tokenizer(f"{request.prompt}{request.prefix or ''}")["input_ids"])
-    if not getattr(tokenizer, "chat_template", None):
+    chat = getattr(tokenizer, "chat_template", None)
+    if not chat:
         raise InputError("this model's tokenizer has no chat template: send the prompt with template=False")
     messages = list(request.messages or ())
     if request.prompt is not None:
         messages = [{"role": "user", "content": request.prompt}]
         if request.system is not None:
             messages.insert(0, {"role": "system", "content": request.system})
+    frozen = {"chat_template": dated(chat, date)} if date is not None and tells_date(tokenizer) else {}
     try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **frozen)
     except Exception as error:  # Jinja raises whatever the template's author chose
         raise InputError(f"the chat template cannot render these messages: {' '.join(str(error).split())}") from error
     for message in messages:
@@ -66,13 +94,13 @@ def encode_request(request: Request, tokenizer: Any, *, template: str | None = N
                 "put its text into the user turn",
             )
     if template == "esr-reference":
-        text += _again(text, messages, tokenizer)
+        text += _again(text, messages, tokenizer, frozen)
     return _nonempty(tokenizer(text + (request.prefix or ""), add_special_tokens=False)["input_ids"])
 
 
-def _again(text: str, messages: list[dict[str, str]], tokenizer: Any) -> str:
+def _again(text: str, messages: list[dict[str, str]], tokenizer: Any, frozen: dict[str, str]) -> str:
     """BOS and the header that opens the assistant's turn, which `text` ends with. Raises InputError without them."""
-    closed = tokenizer.apply_chat_template(messages, add_generation_prompt=False, tokenize=False)
+    closed = tokenizer.apply_chat_template(messages, add_generation_prompt=False, tokenize=False, **frozen)
     header = text[len(closed) :] if text.startswith(closed) else ""
     if not header or not tokenizer.bos_token:
         lacks = "no beginning-of-sequence token" if header else "no header that opens the assistant's turn"
