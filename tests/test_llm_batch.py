@@ -9,7 +9,7 @@ import pytest
 
 from countersteer.cli import call
 from countersteer.core.errors import InputError
-from countersteer.judging.llm_calls import load_model
+from countersteer.judging.llm_model import load_model
 from countersteer.judging.llm_redact import Redactor
 from countersteer.judging.llm_settings import BATCHED, JudgeSettings
 from countersteer.store.replies import Replies

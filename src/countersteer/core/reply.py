@@ -33,6 +33,18 @@ class Ledger(Protocol):
         """How many requests were ever made."""
         ...
 
+    def answered(self) -> bool:
+        """Whether any request was ever answered."""
+        ...
+
+    def claim(self, key: str) -> bool:
+        """Take a question for this ledger alone; False while another process has it."""
+        ...
+
+    def release(self, key: str) -> None:
+        """Give a claimed question back."""
+        ...
+
     def begin(self, key: str, judge: str, worst: float) -> int:
         """Enter a request that is about to leave; its number."""
         ...

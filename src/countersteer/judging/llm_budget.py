@@ -61,9 +61,11 @@ class Pace:
         self._tokens = 0
         self._until = 0.0
 
-    def pause(self, seconds: float) -> None:
-        """Let nothing leave for a while."""
-        self._until = max(self._until, time.monotonic() + seconds)
+    def pause(self, seconds: float) -> bool:
+        """Let nothing leave for a while; whether that is longer than was known already."""
+        until = time.monotonic() + seconds
+        longer, self._until = until > self._until + 1.0, max(self._until, until)
+        return longer
 
     async def turn(self, tokens: int) -> None:
         """Wait until a request of this size may leave, and count it."""
@@ -103,8 +105,8 @@ class Breaker:
         self._probing = False
         self.last = ""
 
-    async def enter(self) -> None:
-        """Wait until a call may try. Raises JudgeDownError."""
+    async def enter(self) -> bool:
+        """Wait until a call may try; whether it is the one that probes. Raises JudgeDownError."""
         while self._openings:
             if self._openings > self._patience:
                 raise JudgeDownError(
@@ -114,24 +116,27 @@ class Breaker:
             wait = self._open_until - time.monotonic()
             if wait <= 0 and not self._probing:
                 self._probing = True
-                return
+                return True
             await asyncio.sleep(min(max(wait, 0.02), 1.0))
+        return False
 
     def success(self) -> None:
         """A call was answered."""
         self._failures = self._openings = 0
         self._probing = False
 
-    def failure(self, reason: str) -> None:
-        """A call failed for a reason that is not its own."""
+    def failure(self, reason: str, probe: bool = False) -> float | None:
+        """A call failed for a reason that is not its own; the seconds for which this opens it, if it does."""
         self._failures += 1
         self.last = reason
-        opening = self._probing or (self._openings == 0 and self._failures >= self._threshold)
-        self._probing = False
-        if opening:
-            self._openings += 1
-            self._open_until = time.monotonic() + min(self._first * 2 ** (self._openings - 1), self._longest)
+        if not probe and (self._openings or self._failures < self._threshold):
+            return None
+        self._probing = self._probing and not probe
+        self._openings += 1
+        seconds = min(self._first * 2 ** (self._openings - 1), self._longest)
+        self._open_until = time.monotonic() + seconds
+        return seconds
 
-    def neutral(self) -> None:
+    def neutral(self, probe: bool = False) -> None:
         """A call ended without saying anything about the provider (it was put off, cancelled, or its own fault)."""
-        self._probing = False
+        self._probing = self._probing and not probe

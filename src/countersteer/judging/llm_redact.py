@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 _NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
 _LOOKS = re.compile(
@@ -46,11 +46,13 @@ class Redactor:
         return self(f"{type(error).__name__}: {message}" if type(error).__name__ not in message else message)[:limit]
 
 
-def public_url(url: str | None) -> str | None:
-    """A URL without user name, password and query."""
-    if url is None:
-        return None
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    port = f":{parts.port}" if parts.port else ""
-    return urlunsplit((parts.scheme, host + port, parts.path, "", ""))
+def bad_url(url: str) -> str | None:
+    """What is wrong with the address of a server, or None. What may be a secret in it is not repeated."""
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return "must be an address such as http://localhost:8000/v1"
+    if "@" in url or parts.query or parts.fragment:
+        return "must not hold a user name, password, query or fragment; use the provider's environment variables"
+    return None if right else f"must be an address such as http://localhost:8000/v1, got {url!r}"

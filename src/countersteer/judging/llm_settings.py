@@ -11,7 +11,7 @@ from typing import Any
 
 from countersteer.core.errors import InputError
 from countersteer.core.fingerprint import fingerprint
-from countersteer.judging.llm_redact import public_url
+from countersteer.judging.llm_redact import bad_url
 from countersteer.judging.prices import Price, price
 
 BATCHED = ("anthropic", "google", "grok", "openai", "together")
@@ -58,10 +58,8 @@ class JudgeSettings:
             self._check_batch()
         elif self.batch_size is not None:
             raise InputError("a judge's batch size needs its batch interface; add --judge-batch")
-        if self.base_url is not None and public_url(self.base_url) != self.base_url:
-            raise InputError(
-                "judge base_url must not hold a user name, password or query; use the provider's variables"
-            )
+        if self.base_url is not None and (wrong := bad_url(self.base_url)):
+            raise InputError(f"judge base_url {wrong}")
 
     def _check_batch(self) -> None:
         """Raise InputError where Inspect has no batch interface."""

@@ -15,9 +15,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from countersteer.core.errors import InputError
+from countersteer.core.errors import InputError, nearest
 
 _MILLION = 1_000_000
+_KEYS = {"date", "free", "models"}
 _OVERHEAD = 64
 """Tokens a provider may add around the messages of one call."""
 
@@ -78,8 +79,12 @@ def _look_up(model: str, text: str, where: str) -> Price | None:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"price file {where} is not valid TOML: {error}") from error
     models, free = table.get("models", {}), table.get("free", [])
-    if not isinstance(models, Mapping) or not isinstance(free, list):
+    if not isinstance(models, Mapping) or not isinstance(free, list) or not (models or free):
         raise InputError(f'price file {where} needs [models] with entries such as "openai/gpt-4o" = [2.5, 10.0]')
+    unknown = sorted(set(table) - _KEYS)
+    if unknown:
+        raise InputError(f"price file {where}: unknown key {unknown[0]!r}{nearest(unknown[0], _KEYS)}; prices stand"
+                         " under [models]")  # fmt: skip
     source = f"{where}, {table.get('date', 'undated')}"
     name = model if model in models else _SNAPSHOT.sub("", model)
     if name in models:

@@ -72,6 +72,23 @@ class Replies:
         with one_line(self._path, "read"):
             return dict(self._db.execute("SELECT state, COUNT(*) FROM requests GROUP BY state ORDER BY state"))
 
+    def answered(self) -> bool:
+        """Whether any request was ever answered."""
+        with one_line(self._path, "read"):
+            return self._db.execute("SELECT 1 FROM requests WHERE state = 'ok' LIMIT 1").fetchone() is not None
+
+    def claim(self, key: str) -> bool:
+        """Take a question; always possible where one process writes (a run, a folder of its own)."""
+        return True
+
+    def release(self, key: str) -> None:
+        """Give a question back."""
+
+    def keep(self, key: str, judge: str, reply: Reply) -> None:
+        """Keep a reply that another ledger paid for."""
+        with transaction(self._db, self._path):
+            self._db.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (key, judge, *_row(reply)))
+
     def begin(self, key: str, judge: str, worst: float) -> int:
         """Enter a request that is about to leave, with the most it can cost; its number."""
         with transaction(self._db, self._path):
@@ -90,11 +107,14 @@ class Replies:
             if reply is not None:
                 self._db.execute(
                     "INSERT OR IGNORE INTO replies SELECT key, judge, ?, ?, ?, ?, ?, ? FROM requests WHERE number = ?",
-                    (reply.text, reply.stop, reply.input_tokens, reply.output_tokens, reply.cached_tokens, reply.cost,
-                     number),
-                )  # fmt: skip
+                    (*_row(reply), number),
+                )
 
     def forget(self, keys: list[str]) -> None:
         """Drop kept replies, so that their questions are asked again; the ledger of requests stays."""
         with transaction(self._db, self._path):
             self._db.executemany("DELETE FROM replies WHERE key = ?", ((key,) for key in keys))
+
+
+def _row(reply: Reply) -> tuple[object, ...]:
+    return reply.text, reply.stop, reply.input_tokens, reply.output_tokens, reply.cached_tokens, reply.cost

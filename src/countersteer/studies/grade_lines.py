@@ -1,8 +1,8 @@
 """Grading a file of prompts and responses with a language model: `countersteer grade FILE --judge PROVIDER/NAME`.
 
 The lines that come out are those of the offline judge (`judging.grade_file`), with the model's grades. Replies and the
-ledger of requests lie beside the output or in a shared folder, so a file that was stopped by its cost cap, a fault or a
-kill goes on where it was, and nothing is paid twice.
+ledger of requests lie beside the output, so a file that was stopped by its cost cap, a fault or a kill goes on where it
+was, and nothing is paid twice; a shared folder saves what other runs asked already.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from countersteer.core.errors import InputError
+from countersteer.core.reply import Ledger
 from countersteer.core.trial import Grade
 from countersteer.judging.grade_file import read_lines, write_lines
 from countersteer.judging.llm import LLMJudge, LLMRater, Rating
@@ -21,6 +23,7 @@ from countersteer.judging.llm_calls import Caller
 from countersteer.judging.llm_settings import JudgeSettings
 from countersteer.judging.rubrics import load
 from countersteer.store.replies import Replies
+from countersteer.store.shared_replies import SharedLedger
 from countersteer.studies.drive import drive
 from countersteer.studies.generate import bounded
 from countersteer.studies.judges import JudgeOptions, paced
@@ -38,7 +41,7 @@ def grade_lines(
 
     `rubric`: "attempts" or a file of that kind gives "grade"; trait, coherence, recovery and episodes give "rating" (a
     line needs "trait" for the first). Returns counts: "lines", "statuses", "multi_attempt" (attempts only), "prompts",
-    "judge", "judge_key", "references" (None), "requests", "usd" (all requests of the folder of replies). Raises
+    "judge", "judge_key", "references" (None), "requests", "usd" (all requests for this file so far). Raises
     InputError, and CountersteerError when no more calls can be made: what was replied is kept.
     """
     how = options or JudgeOptions()
@@ -52,11 +55,11 @@ def grade_lines(
     target = Path(out)
     if not target.parent.is_dir():
         raise InputError(f"cannot write {target}: there is no folder {target.parent}; choose another --out")
-    folder = target.with_name(target.name + BESIDE) if how.cache is None else Path(how.cache)
+    folder = target.with_name(target.name + BESIDE)
     made: list[Any] = [None] * len(rows)
     found: dict[str, Any] = {}
 
-    async def go(ledger: Replies) -> None:
+    async def go(ledger: Ledger) -> None:
         caller = Caller(settings, ledger, max_cost=how.max_cost, spent=spent)
         judging: LLMJudge | LLMRater
         judging = LLMJudge(caller, rubric=rubric) if asked.name == "attempts" else LLMRater(caller, rubric)
@@ -80,12 +83,16 @@ def grade_lines(
             await caller.close()
         found.update(judge=judging.name, judge_key=judging.key)
 
-    ledger = Replies.shared(folder)
+    own = Replies.shared(folder)
     try:
-        drive(go(ledger))
-        found.update(requests=ledger.requests(), usd=ledger.spent())
+        if how.cache is None:
+            drive(go(own))
+        else:
+            with closing(SharedLedger(own, how.cache)) as shared:
+                drive(go(shared))
+        found.update(requests=own.requests(), usd=own.spent())
     finally:
-        ledger.close()
+        own.close()
     write_lines(target, [_line(row, result, asked.name) for row, result in zip(rows, made, strict=True)])
     several = {"multi_attempt": sum(len(grade.attempts) > 1 for grade in made)} if asked.name == "attempts" else {}
     return {

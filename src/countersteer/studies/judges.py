@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from countersteer.core.errors import InputError
@@ -14,6 +13,7 @@ from countersteer.judging.llm_settings import JudgeSettings
 from countersteer.judging.prices import Price
 from countersteer.store import Run
 from countersteer.store.replies import Replies
+from countersteer.store.shared_replies import SharedLedger
 from countersteer.studies.schema_judge import JudgeSection
 
 Spent = Callable[[float, float | None], None]
@@ -25,11 +25,13 @@ RETRIED = tuple(status for status in STATUSES if status not in ("ok", "uncalibra
 class JudgeOptions:
     """What a run may spend on its judge and how fast: nothing of it changes a grade.
 
-    max_cost: USD of all requests of the run, earlier ones included. prices: a file of prices. cache: a folder of
-    replies that several runs share. batch: the provider's batch interface, batch_size questions at a time.
+    max_cost: USD of all requests of the run, earlier ones included. spent_before: USD that other parts of the same work
+    have spent and that count as well. prices: a file of prices. cache: a folder of replies that several runs share.
+    batch: the provider's batch interface, batch_size questions at a time.
     """
 
     max_cost: float | None = None
+    spent_before: float = 0.0
     prices: str | None = None
     connections: int = 16
     requests_per_minute: int | None = None
@@ -87,10 +89,12 @@ class LanguageJudge:
         from countersteer.judging.llm import LLMJudge
         from countersteer.judging.llm_calls import Caller
 
-        self._run = run
-        self._shared = None if options.cache is None else Replies.shared(Path(options.cache))
-        self.ledger = self._shared or run.replies
-        self.caller = Caller(settings(section, options), self.ledger, max_cost=options.max_cost, spent=spent)
+        self._shared = None if options.cache is None else SharedLedger(run.replies, options.cache)
+        self.ledger: Replies | SharedLedger = self._shared or run.replies
+        before = float(run.fact("shared_judging", {}).get("usd", 0.0)) + options.spent_before
+        self.caller = Caller(
+            settings(section, options), self.ledger, max_cost=options.max_cost, spent=spent, before=before
+        )
         self.judge = LLMJudge(self.caller, rubric=section.rubric or "attempts")
         spent(self.caller.budget.spent, options.max_cost)
 
@@ -132,9 +136,6 @@ class LanguageJudge:
         await self.caller.close()
         if self._shared is not None:
             self._shared.close()
-            before = self._run.fact("shared_judging", {})
-            used = {name: before.get(name, 0) + value for name, value in vars(self.caller.used).items()}
-            self._run.set_facts(shared_judging=used)
 
 
 def check_statuses(statuses: Iterable[str]) -> tuple[str, ...]:

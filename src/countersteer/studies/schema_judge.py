@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from countersteer.judging.llm_redact import public_url
+from countersteer.judging.llm_redact import bad_url
 
 
 class JudgeSection(BaseModel):
@@ -41,8 +41,8 @@ class JudgeSection(BaseModel):
     @field_validator("base_url")
     @classmethod
     def _no_secret(cls, value: str | None) -> str | None:
-        if value is not None and public_url(value) != value:
-            raise ValueError("must not hold a user name, password or query; use the provider's environment variables")
+        if value is not None and (wrong := bad_url(value)):
+            raise ValueError(wrong)
         return value
 
     @property
