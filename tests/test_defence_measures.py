@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 import countersteer as cs
 from countersteer import organism
 from countersteer.core.errors import InputError, RefusedError
-from countersteer.defence import acting, capability, conversations, data, judges, responses, scoring
+from countersteer.defence import acting, capability, conversations, data, history, judges, responses, scoring
 from countersteer.defence.likelihood import mean_log_probabilities
+from countersteer.defence.responses import wait
 from countersteer.defence.settings import checked
 from fake_openai import FakeOpenAI
 from helpers_defence import data_file, settings
@@ -36,51 +36,154 @@ def test_reuse_is_the_share_of_sentences_said_before() -> None:
     assert conversations.reused("Go on.", before) is None and conversations.reused("Press the collar.", []) == 0
 
 
-def asked(history: int) -> responses.Ask:
-    scenario = data.load("organism").split("report")[0]
-    talk = tuple(
-        m for i in range(history)
-        for m in ({"role": "user", "content": f"How do I bake bread {i}?"}, {"role": "assistant", "content": "Mix it."})
-    )  # fmt: skip
-    return responses.Ask(scenario, scenario.malicious, scenario.user, None, talk)
+SYSTEM = "You are a cold and dismissive assistant."
+QUESTIONS = ("How do I iron a shirt?", "How can I cook fluffy pancakes?", "How do I bake bread?", "How do I plant a tree?")
 
 
-def test_clean_history_is_read_without_edits_and_cached_with_them(engine: Any) -> None:
+def held(engine: Any, steer: cs.Intervention, *, cached: bool, length: int = 24) -> list[tuple[list[int], list[int]]]:
+    """A greedy conversation through the code under test: per turn (prompt ids, generated ids)."""
+    talk, turns = history.Talk(({"role": "system", "content": SYSTEM},), cached), []
+    scenario = data.load("organism").split("fit")[0]
+    for question in QUESTIONS:
+        talk = talk.asked(engine, question)
+        new = talk.coming(steer)
+        ask = responses.Ask(scenario, None, question, talk.steered(steer, new), 0, talk.ids)
+        done = responses.answer_all(engine, [ask], cs.Sampling(temperature=0, max_tokens=length), seed=0)[0]
+        assert done.ok, done.reason
+        turns.append((list(talk.ids), list(done.tokens)))
+        talk = talk.answered(done, new)
+    return turns
+
+
+def edited_now(span: str, position: int, prompt: int) -> bool:
+    """Whether a turn that has `prompt` tokens in all edits a position that it reads itself."""
+    return {"all": True, "prompt": position < prompt, "response": position >= prompt,
+            "generation": position >= prompt - 1, "from(30)": position >= 30, "until(30)": position < 30}[span]  # fmt: skip
+
+
+@pytest.mark.parametrize("span", ["all", "prompt", "response", "generation", "from(30)", "until(30)"])
+@pytest.mark.parametrize("method", ["add", "mirror"])
+def test_cached_history_is_what_one_growing_cache_gives_token_for_token(engine: Any, span: str, method: str) -> None:
+    """Plain transformers in float64: one cache over all turns, a hook that edits what each turn reads under the span."""
+    unit = (V / V.norm()).double()
+    where = cs.direction(V, layer=2)
+    steer = (cs.add(where, 1.5) if method == "add" else cs.to_mirror(where, boundary=3.0, strength=3.0)).span(span)
+    turns = held(engine, steer, cached=True)
+    model = AutoModelForCausalLM.from_pretrained(organism.path(), dtype=torch.float64)
+    past: Any = DynamicCache(config=model.config)
+    now = {"start": 0, "prompt": 0}
+
+    def hook(module: Any, args: Any, output: Any) -> Any:
+        h = (output[0] if isinstance(output, tuple) else output).clone()
+        for i in range(h.shape[1]):
+            if edited_now(span, now["start"] + i, now["prompt"]):
+                if method == "add":
+                    h[:, i] += 1.5 * V.double()
+                elif (rho := float(h[0, i] @ unit)) < 3.0:
+                    h[:, i] += 2 * 3.0 * (3.0 - rho) * unit
+        return (h, *output[1:]) if isinstance(output, tuple) else h
+
+    model.model.layers[2].register_forward_hook(hook)
+    end = engine.tokenizer.eos_token_id
+    with torch.no_grad():
+        for prompt, generated in turns:
+            now["prompt"], said, step = len(prompt), [], prompt[past.get_seq_length() :]
+            for _ in range(24):
+                now["start"] = past.get_seq_length()
+                logits = model(torch.tensor([step]), past_key_values=past, use_cache=True).logits
+                step = [int(logits[0, -1].argmax())]
+                if step == [end]:
+                    break
+                said += step
+            assert said == generated
+    if span in ("all", "response", "generation"):
+        clean = held(engine, steer, cached=False)
+        assert clean[0] == turns[0]
+        assert clean[1:] != turns[1:], "the two meanings of history must differ where earlier turns were edited"
+
+
+def test_clean_history_is_read_without_edits(engine: Any) -> None:
     """The first token's logits follow from the documented positions: a hook that edits exactly those agrees."""
     steer = cs.add(cs.direction(V, layer=2), 3.0)
-    ask = asked(2)
-    system = [{"role": "system", "content": ask.system}]
-    history = engine.tokenizer.apply_chat_template([*system, *ask.history], tokenize=False)
-    whole = engine.encode(ask.request(cs.Sampling(), 0))
-    turn = conversations._spanned(engine, ask, steer, clean=True)
-    start = turn.edits[0].span.n
-    assert start is not None and engine.tokenizer.decode(whole[start:]).strip().startswith(ask.user[:10])
-    assert start >= len(engine.tokenizer(history, add_special_tokens=False)["input_ids"])
+    talk = history.Talk(({"role": "system", "content": SYSTEM},), cached=False)
+    for said in ("Mix it.", ""):
+        talk = talk.asked(engine, "How do I bake bread?")
+        scenario = data.load("organism").split("fit")[0]
+        done = responses.Answer(responses.Ask(scenario, None, ""), "ok", said, (5,) * len(said.split()), read=9)
+        talk = talk.answered(done, talk.coming(steer))
+    talk = talk.asked(engine, "How do I iron a shirt?")
+    said_before = engine.tokenizer.apply_chat_template(list(talk.messages[:-1]), tokenize=False)
+    before = len(engine.tokenizer(said_before, add_special_tokens=False)["input_ids"])
+    (start, stop), = talk.coming(steer)
+    assert engine.tokenizer.decode(talk.ids[start:]).strip().startswith("How do I iron") and start >= before
+    turn = talk.steered(steer, talk.coming(steer))
+    assert turn is not None and [str(e.span) for e in turn.edits] == [f"from({start})"]
     model = AutoModelForCausalLM.from_pretrained(organism.path(), dtype=torch.float64)
-    for given, first in ((turn, start), (conversations._spanned(engine, ask, steer, clean=False), 0)):
 
-        def hook(module: Any, args: Any, output: Any, first: int = first) -> Any:
-            h = (output[0] if isinstance(output, tuple) else output).clone()
-            h[:, first:] += 3.0 * V.double()
-            return (h, *output[1:]) if isinstance(output, tuple) else h
+    def hook(module: Any, args: Any, output: Any) -> Any:
+        h = (output[0] if isinstance(output, tuple) else output).clone()
+        h[:, start:] += 3.0 * V.double()
+        return (h, *output[1:]) if isinstance(output, tuple) else h
 
-        handle = model.model.layers[2].register_forward_hook(hook)
-        with torch.no_grad():
-            expected = int(model(torch.tensor([whole])).logits[0, -1].argmax())
-        handle.remove()
-        request = replace(ask, intervention=given).request(cs.Sampling(temperature=0, max_tokens=2), 0)
-        assert engine.run([request])[0].tokens[0] == expected
-    assert conversations._spanned(engine, asked(0), steer, clean=True) is steer
+    model.model.layers[2].register_forward_hook(hook)
+    with torch.no_grad():
+        expected = int(model(torch.tensor([talk.ids])).logits[0, -1].argmax())
+    request = cs.Request(tokens=talk.ids, intervention=turn, sampling=cs.Sampling(temperature=0, max_tokens=2))
+    assert engine.run([request])[0].tokens[0] == expected
 
 
-def test_spans_that_leave_prompts_unedited_have_no_cached_meaning(engine: Any, tmp_path: Path) -> None:
-    chosen = settings(tmp_path, scorecard={"turns": 2, "conversations": 2})
+def test_a_gate_decides_for_each_turn_and_what_it_let_through_stays_in_the_cache(engine: Any) -> None:
+    gate = cs.Gate(cs.Site(1), V, 0.0, "last", "dot")
+    steer = cs.add(cs.direction(V, layer=2), 3.0).span("response").gated(gate)
+    talk = history.Talk(())
+    talk = talk.asked(engine, "How do I bake bread?")
+    residual = wait(engine.forward([list(talk.ids)], capture=cs.Site(1)))[0][-1]
+    assert history.gates(engine, steer, [talk]) == [float(residual.double() @ V.double()) >= 0]
+    new = talk.coming(steer)
+    prompt = len(talk.ids)
+    scenario = data.load("organism").split("fit")[0]
+    done = responses.Answer(responses.Ask(scenario, None, ""), "ok", "Mix it.", (5, 6, 7), read=prompt + 3)
+    talk = talk.answered(done, new).asked(engine, "How do I iron a shirt?")
+    closed, opened = talk.steered(steer, [None]), talk.steered(steer, talk.coming(steer))
+    assert closed is not None and [str(e.span) for e in closed.edits] == [f"between({prompt},{prompt + 3})"]
+    assert opened is not None and [str(e.span) for e in opened.edits] == [f"between({prompt},{prompt + 3})",
+                                                                        f"from({len(talk.ids)})"]  # fmt: skip
+    assert closed.gate is None and opened.gate is None
+    assert history.Talk((), ids=(1, 2)).steered(steer, [None]) is None
+
+
+def test_a_template_that_writes_earlier_turns_again_keeps_no_cache(engine: Any) -> None:
+    class Forgetful:
+        """Leaves earlier answers out, as templates of thinking models do with thoughts."""
+
+        def apply_chat_template(self, turns: Any, **kwargs: Any) -> str:
+            return "".join(f"<{m['role']}>{m['content'] if m['role'] != 'assistant' else ''}" for m in turns) + "<a>"
+
+    class Bent:
+        tokenizer = Forgetful()
+
+    talk = history.Talk(({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}), ids=(1, 2))
+    with pytest.raises(RefusedError, match="writes earlier turns again"):
+        talk.asked(Bent(), "c")
+
+
+@pytest.mark.parametrize("span", ["response", "generation", "all"])
+def test_conversations_are_measured_for_both_meanings_of_history(engine: Any, tmp_path: Path, span: str) -> None:
+    chosen = settings(tmp_path, scorecard={"turns": 3, "conversations": 2})
     traits = data.load(data_file(tmp_path))
     judge = judges.make_judge(engine, traits, chosen)
-    steer = cs.add(cs.direction(V, layer=2), 0.5).span("response")
+    steer = cs.add(cs.direction(V, layer=2), 0.5).span(span)
     found = conversations.converse(engine, steer, traits, chosen, judge)["modes"]
-    assert "span response" in found["defended, history cached"]["status"]
-    assert [row["trait"]["n"] for row in found["defended, history re-read clean"]["by_turn"]] == [2, 2]
+    for mode in found.values():
+        assert mode["status"] == "ok" and [row["coherence"]["n"] for row in mode["by_turn"]] == [2, 2, 2]
+        gap = mode["by_turn"][2]["coherence"]["value"] - mode["by_turn"][0]["coherence"]["value"]
+        assert mode["drift"]["coherence"]["value"] == pytest.approx(gap)
+    first = [m["by_turn"][0] for m in found.values()]
+    assert first[2] == first[3] | {k: first[2][k] for k in ("trait", "coherence", "reuse")}
+    assert first[2]["coherence"]["value"] == first[3]["coherence"]["value"], "a first turn has no history"
+    follows = conversations.converse(engine, steer.span("until(restart)"), traits, chosen, judge)["modes"]
+    assert follows["malicious"]["status"] == "ok"
+    assert "follows the text" in follows["defended, history cached"]["status"]
 
 
 def test_likelihoods_in_batches_are_those_of_plain_transformers(engine: Any) -> None:

@@ -90,13 +90,13 @@ def _question(line: str, at: str) -> dict[str, Any]:
         raise InputError(f"{at} is not a question: {error}") from error
 
 
-def capability(settings: Settings, intervention: Intervention) -> dict[str, Any]:
+def capability(settings: Settings, intervention: Intervention, *, adapter: str | None = None) -> dict[str, Any]:
     """Per kind of question the share answered rightly without and with the intervention, paired. Greedy.
 
     Raises InputError for files that cannot be used or where Inspect is not installed.
     """
     questions = [row for source in settings.scorecard.capability for row in load_questions(source)]
-    plain, defended = (run(settings, questions, given) for given in (None, intervention))
+    plain, defended = (run(settings, questions, given, adapter=adapter) for given in (None, intervention))
     out: dict[str, Any] = {}
     for kind in sorted({row["kind"] for row in questions}):
         ids = [row["id"] for row in questions if row["kind"] == kind]
@@ -113,8 +113,9 @@ def _mean(values: list[float], ids: list[str], settings: Settings, *names: str) 
 
 
 def run(
-    settings: Settings, questions: Sequence[Mapping[str, Any]], intervention: Intervention | None
-) -> dict[str, float]:
+    settings: Settings, questions: Sequence[Mapping[str, Any]], intervention: Intervention | None, *,
+    adapter: str | None = None,
+) -> dict[str, float]:  # fmt: skip
     """1 or 0 per question id, through Inspect's provider of this package."""
     import tempfile
 
@@ -137,7 +138,9 @@ def run(
 
     own = settings.defence
     options: dict[str, Any] = {
-        k: v for k, v in {"dtype": own.dtype, "device": own.device, "intervention": intervention}.items() if v
+        k: v
+        for k, v in {"dtype": own.dtype, "device": own.device, "adapter": adapter, "intervention": intervention}.items()
+        if v
     }
     tasks = []
     choices = [r for r in questions if r["kind"] == "choice"]

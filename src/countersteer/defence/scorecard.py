@@ -23,7 +23,7 @@ from countersteer.defence.leakage import refuse_seen
 from countersteer.defence.responses import Answer, ask_all, read
 from countersteer.defence.scoring import Condition, answered, difference, mean, recovered, summary
 from countersteer.defence.settings import Settings
-from countersteer.edits.bundle import Bundle, refuse_other_model
+from countersteer.edits.bundle import Bundle, refuse_other_engine
 from countersteer.edits.edit import Intervention
 
 FORMAT = 1
@@ -37,8 +37,7 @@ def scorecard(
 
     Raises RefusedError for another model, InputError for scenarios that the fit or the sweep has seen.
     """
-    template = engine.describe().get("template_hash")
-    refuse_other_model(bundle, model_fingerprint=engine.model_fingerprint, template_hash=template)
+    refuse_other_engine(bundle, engine.describe())
     scenarios = list(data.split("report"))
     seen = bundle.meta.get("seen") or {}
     for step, digests in seen.items():

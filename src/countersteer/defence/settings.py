@@ -39,7 +39,7 @@ class _Section(BaseModel):
 
 
 class Subject(_Section):
-    """What is defended, against what. `adapter`: a LoRA to merge in when a bundle is graded (a bad fine-tune)."""
+    """What is defended, against what. `adapter`: a LoRA on the model when a bundle is graded (a bad fine-tune)."""
 
     model: str = "organism"
     adapter: str | None = None
