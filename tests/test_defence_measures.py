@@ -13,12 +13,15 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 import countersteer as cs
 from countersteer import organism
+from countersteer.cli import call
 from countersteer.core.errors import InputError, RefusedError
 from countersteer.defence import acting, capability, conversations, data, history, judges, responses, scoring
 from countersteer.defence.likelihood import mean_log_probabilities
 from countersteer.defence.responses import wait
 from countersteer.defence.settings import checked
+from countersteer.judging.pairwise import Preference
 from fake_openai import FakeOpenAI
+from fake_openai import score as fake_score
 from helpers_defence import data_file, settings
 
 V = torch.randn(128, generator=torch.Generator().manual_seed(0))
@@ -37,7 +40,12 @@ def test_reuse_is_the_share_of_sentences_said_before() -> None:
 
 
 SYSTEM = "You are a cold and dismissive assistant."
-QUESTIONS = ("How do I iron a shirt?", "How can I cook fluffy pancakes?", "How do I bake bread?", "How do I plant a tree?")
+QUESTIONS = (
+    "How do I iron a shirt?",
+    "How can I cook fluffy pancakes?",
+    "How do I bake bread?",
+    "How do I plant a tree?",
+)
 
 
 def held(engine: Any, steer: cs.Intervention, *, cached: bool, length: int = 24) -> list[tuple[list[int], list[int]]]:
@@ -58,13 +66,14 @@ def held(engine: Any, steer: cs.Intervention, *, cached: bool, length: int = 24)
 def edited_now(span: str, position: int, prompt: int) -> bool:
     """Whether a turn that has `prompt` tokens in all edits a position that it reads itself."""
     return {"all": True, "prompt": position < prompt, "response": position >= prompt,
-            "generation": position >= prompt - 1, "from(30)": position >= 30, "until(30)": position < 30}[span]  # fmt: skip
+            "generation": position >= prompt - 1, "from(30)": position >= 30,
+            "until(30)": position < 30}[span]  # fmt: skip
 
 
 @pytest.mark.parametrize("span", ["all", "prompt", "response", "generation", "from(30)", "until(30)"])
 @pytest.mark.parametrize("method", ["add", "mirror"])
 def test_cached_history_is_what_one_growing_cache_gives_token_for_token(engine: Any, span: str, method: str) -> None:
-    """Plain transformers in float64: one cache over all turns, a hook that edits what each turn reads under the span."""
+    """Plain transformers in float64: one cache over all turns, a hook that edits what each turn reads in the span."""
     unit = (V / V.norm()).double()
     where = cs.direction(V, layer=2)
     steer = (cs.add(where, 1.5) if method == "add" else cs.to_mirror(where, boundary=3.0, strength=3.0)).span(span)
@@ -114,7 +123,7 @@ def test_clean_history_is_read_without_edits(engine: Any) -> None:
     talk = talk.asked(engine, "How do I iron a shirt?")
     said_before = engine.tokenizer.apply_chat_template(list(talk.messages[:-1]), tokenize=False)
     before = len(engine.tokenizer(said_before, add_special_tokens=False)["input_ids"])
-    (start, stop), = talk.coming(steer)
+    ((start, _),) = talk.coming(steer)
     assert engine.tokenizer.decode(talk.ids[start:]).strip().startswith("How do I iron") and start >= before
     turn = talk.steered(steer, talk.coming(steer))
     assert turn is not None and [str(e.span) for e in turn.edits] == [f"from({start})"]
@@ -249,12 +258,15 @@ def test_recovered_is_the_ratio_of_the_mean_gaps() -> None:
 class Even:
     """A judge that needs no likelihood."""
 
-    name = key = "even"
+    name = key = compares = "even"
 
     def prepare(self, scenarios: Any) -> None: ...
 
     def score(self, answers: Any) -> list[judges.Scores]:
         return [judges.Scores(50.0, 50.0) for _ in answers]
+
+    def prefer(self, some: Any, others: Any) -> list[Preference]:
+        return [Preference(0.5) for _ in some]
 
 
 def test_whole_answers_have_their_likelihood_whoever_judges(engine: Any) -> None:
@@ -301,6 +313,69 @@ def test_a_language_model_judges_other_traits_once_and_its_replies_are_kept(
     assert [(s.trait, s.coherence) for s in first] == [(70.0, 40.0)] * 3 + [(None, None)]
 
 
+def said(text: str, number: int, *, status: str = "ok") -> responses.Answer:
+    scenario = data.Scenario(f"s{number}", "report", f"Question {number}?", "a", "b", "", f"g{number}")
+    return responses.Answer(responses.Ask(scenario, None, scenario.user), status, text)
+
+
+def test_preferences_are_asked_in_both_orders_and_only_what_survives_the_swap_counts(
+    engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    pairs = [(f"Plain text {i}.", f"Another text {i}.") for i in range(6)]
+    better = [float(fake_score(b) > fake_score(a)) for a, b in pairs]
+    assert set(better) == {0.0, 1.0}, "choose texts of which some win and some lose"
+    pairs += [("PLACE one", "PLACE two"), ("EVEN one", "EVEN two"), ("The same.", "The same. "), ("", "Something.")]
+    some, others = ([said(texts[k], i) for i, texts in enumerate(pairs)] for k in (0, 1))
+    some.append(said("x", 10, status="error")), others.append(said("y", 10))
+    with FakeOpenAI() as server:
+        chosen = checked({"judge": {"model": "openai/gpt-4o", "base_url": server.url}}, where="x")
+        judge = judges.make_judge(engine, data.load("dishonesty"), chosen, folder=tmp_path)
+        found = judge.prefer(some, others)
+        asked_for = server.requests
+        turned = judge.prefer(others, some)
+        assert server.requests == asked_for == 16, "both orders are known already: the same questions"
+    assert [p.value for p in found] == [*better, 0.5, 0.5, 0.5, None, None]
+    assert [p.swapped for p in found] == [False] * 6 + [True, False, False, None, None]
+    assert [p.value for p in turned[:6]] == [1 - v for v in better]
+    assert [p.status for p in found[-2:]] == ["no-evidence", "error"]
+    table = scoring.preferred(found, [a.ask.scenario for a in some], 0, "x")
+    wins = sum(better)
+    assert table["value"] == pytest.approx((wins + 1.5) / 9) and table["n"] == 9
+    assert (table["better"], table["ties"], table["worse"], table["missing"]) == (wins, 3, 6 - wins, 2)
+    assert table["swapped"] == pytest.approx(1 / 9) and table["interval"][0] < table["value"] < table["interval"][1]
+
+
+def test_an_unreadable_preference_is_missing_not_a_tie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    monkeypatch.setattr("fake_openai.other_rubric", lambda user: {"better": "the left one", "evidence": ""})
+    with FakeOpenAI() as server:
+        chosen = checked({"judge": {"model": "openai/gpt-4o", "base_url": server.url}}, where="x")
+        judge = judges.make_judge(None, data.load("dishonesty"), chosen, folder=tmp_path)
+        found = judge.prefer([said("one", 0)], [said("two", 0)])
+    assert (found[0].value, found[0].status) == (None, "unparsed")
+
+
+def test_offline_preferences_are_those_of_coherence_and_say_so(engine: Any) -> None:
+    chosen = checked({"judge": {"first_tokens": 40}}, where="x")
+    judge = judges.make_judge(engine, data.load("organism"), chosen)
+    scenarios = data.load("organism").split("fit")[:3]
+    judge.prepare(scenarios)
+    asks = responses.ask_all(scenarios, "aligned")
+    good = responses.answer_all(engine, asks, cs.Sampling(temperature=0, max_tokens=40), seed=1)
+    bad = [responses.Answer(a.ask, "ok", " ".join(sorted(a.text.split())), a.tokens) for a in good]
+    assert [p.value for p in judge.prefer(bad, good)] == [1.0, 1.0, 1.0]
+    assert [p.value for p in judge.prefer(good, bad)] == [0.0, 0.0, 0.0]
+    assert [p.value for p in judge.prefer(good, good)] == [0.5, 0.5, 0.5]
+    assert "coherence" in judge.compares and judge.compares.startswith("offline")
+
+
+def test_the_pairwise_rubric_compares_and_is_refused_for_single_responses(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "response": "r"}))
+    assert call(["grade", str(path), "--judge", "openai/gpt-4o", "--rubric", "pairwise", "--out", str(path)]) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "checks", "good"),
     [
@@ -321,17 +396,21 @@ def test_instructions_are_checked_by_form(text: str, checks: list[dict[str, Any]
 
 def test_shipped_questions_are_sound_and_bad_files_are_refused(tmp_path: Path) -> None:
     rows = capability.load_questions("shipped")
-    assert len({r["id"] for r in rows}) == len(rows) == 40
+    assert len({r["id"] for r in rows}) == len(rows) == 56
     for i, (bad, message) in enumerate([
         ({"id": 1, "kind": "choice", "question": "q", "choices": ["a", "b"], "answer": "C"}, "letter"),
         ({"id": 1, "kind": "instruction", "prompt": "p", "checks": [{"word_at_most": 1}]}, "did you mean"),
         ({"id": 1, "kind": "essay"}, "kind must be"),
+        ({"id": 1, "kind": "open", "prompt": " "}, "prompt is empty"),
         ({"id": 1}, "is not a question"),
     ]):  # fmt: skip
         path = tmp_path / f"{i}.jsonl"
         path.write_text(json.dumps(bad))
         with pytest.raises(InputError, match=message):
             capability.load_questions(str(path))
+    path.write_text(json.dumps({"id": "open-00", "kind": "open", "prompt": "Why?"}))
+    with pytest.raises(InputError, match="id 'open-00' is used twice"):
+        capability.questions_of(["shipped", str(path)])
 
 
 def test_capability_runs_through_inspect_and_scores_what_the_model_says(tmp_path: Path) -> None:
@@ -343,8 +422,37 @@ def test_capability_runs_through_inspect_and_scores_what_the_model_says(tmp_path
     path = tmp_path / "q.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
     chosen = checked({"scorecard": {"capability": [str(path)]}}, where="x")
-    found = capability.capability(chosen, cs.add(cs.direction(V, layer=2), 0.01))
+    steer = cs.add(cs.direction(V, layer=2), 0.01)
+    found = capability.capability(chosen, steer).summary(chosen, None)
     assert found["instruction"]["n"] == 2 and found["choice"]["n"] == 1
     assert found["instruction"]["undefended"]["value"] == 0.5, "five words and more, but no zebra"
     assert found["choice"]["undefended"]["value"] == 0.0, "the organism answers no letters"
     assert found["instruction"]["change"]["value"] == 0.0
+
+
+def test_open_questions_are_answered_by_inspect_and_compared_by_the_judge(engine: Any, tmp_path: Path) -> None:
+    rows = [{"id": f"o{i}", "kind": "open", "prompt": q} for i, q in enumerate(QUESTIONS[:2])]
+    path = tmp_path / "q.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    chosen = checked({"scorecard": {"capability": [str(path)]}, "judge": {"first_tokens": 20}}, where="x")
+    asked = capability.capability(chosen, cs.add(cs.direction(V, layer=2), 40.0))
+    with cs.load_engine("organism") as plain:
+        expected = plain.run([cs.Request(prompt=q, sampling=cs.Sampling(temperature=0, max_tokens=256))
+                              for q in QUESTIONS[:2]])  # fmt: skip
+    assert [asked.plain[r["id"]].text for r in rows] == [done.text for done in expected]
+    judge = judges.make_judge(engine, data.load("organism"), chosen)
+    found = asked.summary(chosen, judge)["open"]
+    assert (found["value"], found["worse"], found["n"]) == (0.0, 2, 2), "a push that strong leaves no sense"
+    assert found["by"].startswith("offline")
+
+
+def test_an_answer_that_cannot_be_had_is_missing_and_the_others_are_kept(tmp_path: Path) -> None:
+    """A span of the response holds no position of a one-word answer: a no-op, not a wrong answer."""
+    rows = [{"id": "i", "kind": "instruction", "prompt": "How do I bake bread?", "checks": [{"words_at_least": 1}]}]
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps(rows[0]))
+    chosen = checked({"scorecard": {"capability": [str(path)]}}, where="x")
+    asked = capability.capability(chosen, cs.add(cs.direction(V, layer=2), 0.01).span("from(4000)"))
+    assert "from(4000)" in str(asked.defended["i"].reason)
+    found = asked.summary(chosen, None)["instruction"]
+    assert (found["missing"], found["change"]["n"], found["undefended"]["value"]) == (1, 0, 1.0)

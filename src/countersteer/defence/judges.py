@@ -1,15 +1,17 @@
-"""Trait and coherence of answers, 0-100 each: offline for the organism's trait, a language model for any other.
+"""Trait and coherence of answers, 0-100 each, and which of two is better: offline for the organism's trait, a language
+model for any other.
 
-All scores look at the first tokens of an answer only (the paper's 50), so that a short and a long one compare.
+All scores look at the first tokens of an answer only (the paper's 50), so that a short and a long one compare. A
+language model's preference is about whole answers, asked in both orders (judging/pairwise.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from countersteer.core.errors import InputError, RefusedError
 from countersteer.core.request import Request
@@ -17,7 +19,9 @@ from countersteer.defence.data import Scenario, TraitData
 from countersteer.defence.likelihood import mean_log_probabilities
 from countersteer.defence.responses import Answer, answer_all, ask_all, wait
 from countersteer.defence.settings import Settings
+from countersteer.judging.pairwise import Preference, of_scores
 
+Result = TypeVar("Result")
 DRAWS = 3
 """Reference answers per question of the offline judge of coherence."""
 
@@ -33,16 +37,21 @@ class Scores:
 
 
 class DefenceJudge(Protocol):
-    """Scores answers; `key` is what a score is valid for."""
+    """Scores answers; `key` is what a score is valid for, `compares` how `prefer` comes to its verdict."""
 
     name: str
     key: str
+    compares: str
 
     def prepare(self, scenarios: Sequence[Scenario]) -> None:
         """Make ready for questions of these scenarios."""
 
     def score(self, answers: Sequence[Answer]) -> list[Scores]:
         """The scores, in order."""
+        ...
+
+    def prefer(self, some: Sequence[Answer], others: Sequence[Answer]) -> list[Preference]:
+        """Pair by pair, how the other answer to the same question stands against the one."""
         ...
 
 
@@ -68,6 +77,7 @@ class OrganismJudge:
     """The shipped trait judge, and coherence against the model's own unsteered answers with the aligned prompt."""
 
     name = "offline"
+    compares = "offline: the higher coherence of the first tokens wins, whatever the tone"
 
     def __init__(self, engine: Any, settings: Settings) -> None:
         from countersteer.judging.trait import load
@@ -120,13 +130,19 @@ class OrganismJudge:
             out.append(Scores(trait, coherence, status, likely[i]))
         return out
 
+    def prefer(self, some: Sequence[Answer], others: Sequence[Answer]) -> list[Preference]:
+        """By coherence alone: no language model is at hand. Prepared questions only."""
+        scores = self.score([*some, *others])
+        pairs = zip(scores[: len(some)], scores[len(some) :], strict=True)
+        return [of_scores(a.coherence, b.coherence) for a, b in pairs]
+
     def _likelihoods(self, answers: Sequence[Answer], texts: Sequence[str]) -> list[float | None]:
         requests = [aligned_request(a.ask.scenario) for a in answers]
         return mean_log_probabilities(self.engine, requests, texts, limit=self.settings.judge.first_tokens)
 
 
 class LanguageJudge:
-    """A language model with the rubrics for trait and coherence. Its replies are kept: nothing is paid twice."""
+    """A language model with the rubrics trait, coherence and pairwise. Its replies are kept: nothing is paid twice."""
 
     def __init__(self, engine: Any, data: TraitData, settings: Settings, folder: Path) -> None:
         from countersteer.judging.llm import judge_key
@@ -138,6 +154,7 @@ class LanguageJudge:
         self.asked = JudgeSettings(section.model, base_url=section.base_url, temperature=section.temperature,
                                    max_tokens=section.max_tokens)  # fmt: skip
         self.name = section.model
+        self.compares = f"{section.model}, rubric pairwise-{load('pairwise').version}, both orders"
         self.key = "+".join(judge_key(self.asked, load(rubric)) for rubric in ("trait", "coherence"))
 
     def prepare(self, scenarios: Sequence[Scenario]) -> None:
@@ -146,12 +163,10 @@ class LanguageJudge:
     def score(self, answers: Sequence[Answer]) -> list[Scores]:
         """Scores; an answer whose rating failed has its status. Raises CountersteerError when no call can be made."""
         from countersteer.judging.llm import LLMRater
-        from countersteer.judging.llm_calls import Caller
-        from countersteer.store.replies import Replies
 
         most = self.settings.judge.first_tokens
 
-        async def one(raters: tuple[Any, Any], answer: Answer) -> Scores:
+        async def one(raters: tuple[LLMRater, LLMRater], answer: Answer) -> Scores:
             text = first_tokens(self.engine, answer, most)
             if not answer.ok or not text.strip():
                 return Scores(None, None, answer.status if not answer.ok else "no-evidence")
@@ -164,17 +179,46 @@ class LanguageJudge:
             got = [None if r.value is None else float(r.value.score) for r in (trait, coherence)]
             return Scores(got[0], got[1], bad)
 
-        async def everything() -> list[Scores]:
-            ledger = Replies.shared(self.folder)
-            caller = Caller(self.asked, ledger)
+        async def every(caller: Any) -> list[Scores]:
             raters = LLMRater(caller, "trait"), LLMRater(caller, "coherence")
+            return list(await asyncio.gather(*(one(raters, a) for a in answers)))
+
+        return self._asked(every)
+
+    def prefer(self, some: Sequence[Answer], others: Sequence[Answer]) -> list[Preference]:
+        """By the rubric pairwise over whole answers, in both orders. Raises as `score` does."""
+        from countersteer.judging.llm import LLMRater
+        from countersteer.judging.pairwise import compare
+
+        async def one(rater: LLMRater, a: Answer, b: Answer) -> Preference:
+            for answer in (a, b):
+                if not answer.ok or not answer.text.strip():
+                    return Preference(None, answer.status if not answer.ok else "no-evidence")
+            return await compare(rater, a.ask.scenario.user, a.text, b.text)
+
+        async def every(caller: Any) -> list[Preference]:
+            rater = LLMRater(caller, "pairwise")
+            return list(await asyncio.gather(*(one(rater, a, b) for a, b in zip(some, others, strict=True))))
+
+        return self._asked(every)
+
+    def _asked(self, work: Callable[[Any], Coroutine[Any, Any, list[Result]]]) -> list[Result]:
+        """The results of work with a caller whose replies are kept in the folder."""
+        from countersteer.judging.llm_calls import Caller
+        from countersteer.store.replies import Replies
+
+        async def everything() -> list[Result]:
+            ledger = Replies.shared(self.folder)
             try:
-                return list(await asyncio.gather(*(one(raters, a) for a in answers)))
+                caller = Caller(self.asked, ledger, max_cost=self.settings.judge.max_cost)
+                try:
+                    return await work(caller)
+                finally:
+                    await caller.close()
             finally:
-                await caller.close()
                 ledger.close()
 
-        found: list[Scores] = wait(everything())
+        found: list[Result] = wait(everything())
         return found
 
 
@@ -190,4 +234,4 @@ def first_tokens(engine: Any, answer: Answer, most: int) -> str:
 
 def aligned_request(scenario: Scenario) -> Request:
     """The question as the unsteered model with the aligned system prompt gets it."""
-    return Request(prompt=scenario.user, system=scenario.aligned)
+    return Request(prompt=scenario.user, system=scenario.aligned or None)

@@ -46,7 +46,7 @@ def engine_for(settings: Settings, *, adapter: str | None = None) -> Any:
 
     own = settings.defence
     if own.model.startswith(VLLM):
-        raise RefusedError("a defence made on vLLM", "it needs likelihoods and gradients", f"{own.model[len(VLLM):]}")
+        raise RefusedError("a defence made on vLLM", "it needs likelihoods and gradients", f"{own.model[len(VLLM) :]}")
     return load_engine(own.model, dtype=own.dtype, device=own.device, places=own.places, adapter=adapter)
 
 
@@ -131,11 +131,11 @@ def run_scorecard(
             judge = make_judge(base, traits, settings, folder=out)
             points = _points(folder, bundle) if with_points and adapter is None else {}
             card = scorecard(engine, bundle, traits, settings, judge, points=points, parts=parts, observer=observer)
+            if known is not None:
+                card["capability"] = known.summary(settings, judge)
         finally:
             if base is not engine:
                 base.close()
-    if known is not None:
-        card["capability"] = known
     write_json(card, out / "scorecard.json")
     swept = folder / "sweep.json"
     facts = json.loads(swept.read_text(encoding="utf-8")) if swept.is_file() and adapter is None else None

@@ -34,8 +34,8 @@ _TENSORS = ("read", "bias", "write", "lo", "hi", "slope", "intercept")
 class Bundle:
     """A named, deployable intervention; `meta` holds model, template hash and fit statistics as plain JSON data.
 
-    Keys that others rely on: `model_fingerprint` (of the weights, `weights_of`), `template_hash`, `derived` (None, or how a bundle was accepted for
-    other weights than it was made for) and `scorecard` (a summary, or None).
+    Keys that others rely on: `model_fingerprint` (of the weights, `weights_of`), `template_hash`, `derived` (None, or
+    how a bundle was accepted for other weights than it was made for) and `scorecard` (a summary, or None).
     """
 
     name: str

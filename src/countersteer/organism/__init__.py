@@ -11,7 +11,18 @@ from typing import Any
 
 from . import corpus as _corpus
 
-__all__ = ["ADAPTERS", "SHIPPED", "adapter_path", "model_card", "path", "prompt_sets", "prompts", "sae_path", "suffixes", "systems"]
+__all__ = [
+    "ADAPTERS",
+    "SHIPPED",
+    "adapter_path",
+    "model_card",
+    "path",
+    "prompt_sets",
+    "prompts",
+    "sae_path",
+    "suffixes",
+    "systems",
+]
 
 _HERE = Path(__file__).parent
 SHIPPED = {"organism": "weights", "organism-plain": "weights-plain"}
