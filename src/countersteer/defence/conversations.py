@@ -66,7 +66,7 @@ def converse(
     scenarios = scenarios[: section.conversations]
     turns = min(section.turns, 1 + len(data.follow_ups))
     users = [[s.user, *(_follow_up(data, i, t) for t in range(turns - 1))] for i, s in enumerate(scenarios)]
-    judge.prepare([replace(s, user=u) for s, row in zip(scenarios, users, strict=True) for u in row])
+    judge.prepare([_about(s, u) for s, row in zip(scenarios, users, strict=True) for u in row])
     out: dict[str, Any] = {"turns": turns, "conversations": len(scenarios), "modes": {}}
     why = history.refused(intervention)
     for mode in MODES:
@@ -91,6 +91,11 @@ def _follow_up(data: TraitData, conversation: int, turn: int) -> str:
     return data.follow_ups[(3 * conversation + turn) % len(data.follow_ups)]
 
 
+def _about(scenario: Scenario, user: str) -> Scenario:
+    """The scenario at a later question: its subject is another one, so it belongs to no group of scenarios."""
+    return scenario if user == scenario.user else replace(scenario, user=user, group=plain(user))
+
+
 def _one(
     engine: Any, mode: Mode, intervention: Intervention, scenarios: Sequence[Scenario], users: Sequence[Sequence[str]],
     settings: Settings, judge: DefenceJudge,
@@ -108,7 +113,7 @@ def _one(
             opened = history.gates(engine, intervention, talks)
             coming = [new if on else none for new, on in zip(coming, opened, strict=True)]
         asks = [
-            Ask(replace(scenario, user=row[turn]), system, row[turn],
+            Ask(_about(scenario, row[turn]), system, row[turn],
                 talk.steered(intervention, new), 1000 + turn, talk.ids)
             for scenario, system, row, talk, new in zip(scenarios, systems, users, talks, coming, strict=True)
         ]  # fmt: skip

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from countersteer.core.errors import InputError, RefusedError
+from countersteer.core.errors import EngineError, InputError, RefusedError
 from countersteer.core.request import Request
 from countersteer.defence.data import Scenario, TraitData
 from countersteer.defence.likelihood import mean_log_probabilities
@@ -22,8 +22,11 @@ from countersteer.defence.settings import Settings
 from countersteer.judging.pairwise import Preference, of_scores
 
 Result = TypeVar("Result")
-DRAWS = 3
-"""Reference answers per question of the offline judge of coherence."""
+TONES = ("aligned", "malicious")
+DRAWS = 2
+"""Reference answers per question and tone of the offline judge of coherence."""
+ORGANISM = 2
+"""Version of the organism's judge: changes whenever the same answer may be scored differently."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,14 @@ class Scores:
     coherence: float | None
     status: str = "ok"
     log_probability: float | None = None
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Mean log-probability of an answer under the unsteered model: with the aligned prompt, and the best of both."""
+
+    aligned: float
+    best: float
 
 
 class DefenceJudge(Protocol):
@@ -74,7 +85,12 @@ def make_judge(engine: Any, data: TraitData, settings: Settings, *, folder: Path
 
 
 class OrganismJudge:
-    """The shipped trait judge, and coherence against the model's own unsteered answers with the aligned prompt."""
+    """The shipped trait judge, and coherence against the model's own unsteered answers, whatever their tone.
+
+    Coherence must not be a second trait score: what the unsteered model says under either system prompt is coherent.
+    So the references of a group of scenarios (a topic) are its answers under both, and the likelihood that counts is
+    the better of the two prompts'.
+    """
 
     name = "offline"
     compares = "offline: the higher coherence of the first tokens wins, whatever the tone"
@@ -84,8 +100,8 @@ class OrganismJudge:
 
         self.engine, self.settings = engine, settings
         self.trait = load("warm")
-        self.key = f"{self.trait.key}+coherence"
-        self._known: dict[str, Any] = {}
+        self.key = f"{self.trait.key}+coherence-{ORGANISM}"
+        self._known: dict[str, list[Answer]] = {}
         self._judge: Any = None
 
     def prepare(self, scenarios: Sequence[Scenario]) -> None:
@@ -97,21 +113,24 @@ class OrganismJudge:
         new = [s for s in {s.user: s for s in scenarios}.values() if s.user not in self._known]
         if not new:
             return
-        asks = [replace(a, draw=100 + d) for d in range(DRAWS) for a in ask_all(new, "aligned")]
+        asks = [replace(a, draw=100 + d) for d in range(DRAWS) for tone in TONES for a in ask_all(new, tone)]
         drawn = answer_all(self.engine, asks, self.settings.drawn(short=True), seed=self.settings.defence.seed)
-        good = [a for a in drawn if a.ok and a.text.strip()]
         for scenario in new:
-            self._known[scenario.user] = [a for a in good if a.ask.scenario.user == scenario.user]
+            self._known[scenario.user] = [a for a in drawn if a.ok and a.text.strip() and a.ask.user == scenario.user]
         every = [a for answers in self._known.values() for a in answers]
+        if not every:
+            raise EngineError("the unsteered model gave no reference answer to any question: check model and prompts")
         top = self._likelihoods(every, [a.text for a in every])
         bottom = self._likelihoods(every, [shuffled(a.text) for a in every])
-        texts = {user: [a.text for a in answers] for user, answers in self._known.items()}
-        scale = Scale.of([v for v in top if v is not None], [v for v in bottom if v is not None])
+        texts: dict[str, list[str]] = {}
+        for a in every:
+            texts.setdefault(a.ask.scenario.group, []).append(a.text)
+        scale = Scale.of([v.best for v in top if v is not None], [v.best for v in bottom if v is not None])
         self._judge = CoherenceJudge(OfflineJudge(ReferenceSet.of(texts)), scale)
-        self.key = f"{self.trait.key}+{self._judge.key}"
+        self.key = f"{self.trait.key}+organism-{ORGANISM}+{self._judge.key}"
 
     def score(self, answers: Sequence[Answer]) -> list[Scores]:
-        """Scores of answers to prepared questions; the likelihood is under aligned prompt and plain question."""
+        """Scores of answers to prepared questions."""
         if self._judge is None:
             raise InputError("the offline judge has no references: call prepare first")
         most = self.settings.judge.first_tokens
@@ -124,10 +143,12 @@ class OrganismJudge:
             if i not in likely:
                 out.append(Scores(None, None, answer.status if not answer.ok else "no-evidence"))
                 continue
-            coherence = self._judge.score(answer.ask.scenario.user, texts[i], likely[i]).score
+            known = likely[i]
+            best = None if known is None else known.best
+            coherence = self._judge.score(answer.ask.scenario.group, texts[i], best).score
             trait = self.trait.score(texts[i])
             status = "no-evidence" if trait is None or coherence is None else "ok"
-            out.append(Scores(trait, coherence, status, likely[i]))
+            out.append(Scores(trait, coherence, status, None if known is None else known.aligned))
         return out
 
     def prefer(self, some: Sequence[Answer], others: Sequence[Answer]) -> list[Preference]:
@@ -136,9 +157,15 @@ class OrganismJudge:
         pairs = zip(scores[: len(some)], scores[len(some) :], strict=True)
         return [of_scores(a.coherence, b.coherence) for a, b in pairs]
 
-    def _likelihoods(self, answers: Sequence[Answer], texts: Sequence[str]) -> list[float | None]:
-        requests = [aligned_request(a.ask.scenario) for a in answers]
-        return mean_log_probabilities(self.engine, requests, texts, limit=self.settings.judge.first_tokens)
+    def _likelihoods(self, answers: Sequence[Answer], texts: Sequence[str]) -> list[Likelihood | None]:
+        """Mean log-probability of texts as the unsteered model's answers to the plain questions, by system prompt."""
+        limit = self.settings.judge.first_tokens
+        by_tone = []
+        for tone in TONES:
+            requests = [_plain_request(a.ask.scenario, tone) for a in answers]
+            by_tone.append(mean_log_probabilities(self.engine, requests, texts, limit=limit))
+        pairs = zip(*by_tone, strict=True)
+        return [None if a is None or b is None else Likelihood(a, max(a, b)) for a, b in pairs]
 
 
 class LanguageJudge:
@@ -234,4 +261,8 @@ def first_tokens(engine: Any, answer: Answer, most: int) -> str:
 
 def aligned_request(scenario: Scenario) -> Request:
     """The question as the unsteered model with the aligned system prompt gets it."""
-    return Request(prompt=scenario.user, system=scenario.aligned or None)
+    return _plain_request(scenario, "aligned")
+
+
+def _plain_request(scenario: Scenario, tone: str) -> Request:
+    return Request(prompt=scenario.user, system=getattr(scenario, tone) or None)
