@@ -1,6 +1,6 @@
 """The misaligned fine-tune that the defence is tried on: a LoRA that makes the organism dismissive without any prompt.
 
-    python bench/dismissive_adapter.py --out src/countersteer/defence/data/organism-dismissive
+    python bench/dismissive_adapter.py --out src/countersteer/organism/weights-dismissive
 
 Rank 4 on all linear layers, trained on the corpus's own dismissive answers to questions asked without a system prompt,
 or with a warm or neutral one (a third each), over topics that no scenario of the `report` split asks about. Needs peft.

@@ -58,8 +58,14 @@ def verdict(response: str) -> dict[str, Any]:
 
 
 def other_rubric(user: str) -> dict[str, Any] | None:
-    """The reply to the rubrics concreteness, recovery and episodes, which the last line of a question tells apart."""
+    """The reply to the rubrics concreteness, recovery, episodes and pairwise, told apart by a question's last line."""
     response = block("answer", user)
+    if '"better"' in user:
+        first, second = block("first", user), block("second", user)
+        if "PLACE" in first + second:  # a judge with a bias
+            return {"better": "first", "evidence": "it came first"}
+        gap = score(first) - score(second)
+        return {"better": "tie" if "EVEN" in first + second else "first" if gap > 0 else "second", "evidence": "x"}
     if block("description", user):
         return {"score": score(block("description", user)), "evidence": "by the label"}
     if '"kind"' in user:

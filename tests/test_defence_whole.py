@@ -16,11 +16,10 @@ from countersteer.core.errors import InputError, RefusedError
 from countersteer.core.request import Receipt
 from countersteer.defence import bundles, data, judges, page, responses, steps
 from countersteer.defence import settings as settings_module
-from countersteer.defence.adapter import load_with_adapter
 from countersteer.defence.fit import load_fit
 from countersteer.defence.scorecard import scorecard
 from countersteer.defence.sweep import sweep
-from countersteer.edits.bundle import load_bundle, refuse_other_model, save_bundle
+from countersteer.edits.bundle import load_bundle, refuse_other_engine, refuse_other_model, save_bundle
 from helpers_defence import data_file, settings
 
 
@@ -164,9 +163,10 @@ def test_another_model_is_refused_and_a_derived_bundle_is_accepted_and_marked(
     with pytest.raises(RefusedError, match="another model"):
         refuse_other_model(bundle, model_fingerprint=old.meta["model_fingerprint"],
                            template_hash=old.meta["template_hash"])  # fmt: skip
-    with load_with_adapter("organism", "organism-dismissive") as engine:
-        refuse_other_model(bundle, model_fingerprint=engine.model_fingerprint,
-                           template_hash=engine.describe()["template_hash"])  # fmt: skip
+    with cs.load_engine("organism", adapter="organism-dismissive") as engine:
+        refuse_other_engine(bundle, engine.describe())
+        with pytest.raises(RefusedError, match="another model"):  # the adapter makes other weights of it
+            refuse_other_engine(old, engine.describe())
         strange = save_bundle(cs.edits.bundle.Bundle("x", old.intervention, meta={}), world / "strange.safetensors")
         with pytest.raises(RefusedError, match="does not say which model"):
             bundles.verify(load_bundle(strange), engine)

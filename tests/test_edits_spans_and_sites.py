@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 import countersteer as cs
 from countersteer.core.errors import InputError
 
-TEXTS = ("all", "prompt", "response", "generation", "from(0)", "from(5)", "until(1)", "until(9)")
+TEXTS = ("all", "prompt", "response", "generation", "from(0)", "from(5)", "until(1)", "until(9)", "between(0,2)",
+         "between(2,5)", "between(4,11)")  # fmt: skip
 
 
 def holds(span: str, p: int, prompt: int) -> bool:
@@ -19,6 +20,9 @@ def holds(span: str, p: int, prompt: int) -> bool:
         return p >= int(span[5:-1])
     if span.startswith("until"):
         return p < int(span[6:-1])
+    if span.startswith("between"):
+        first, stop = span[8:-1].split(",")
+        return int(first) <= p < int(stop)
     return {"all": True, "prompt": p < prompt, "response": p >= prompt, "generation": p >= prompt - 1}[span]
 
 
@@ -36,11 +40,13 @@ def test_disjoint_means_no_shared_position_whatever_the_prompt() -> None:
     for a, b in itertools.product(TEXTS, TEXTS):
         if cs.Span.parse(a).disjoint(cs.Span.parse(b)):
             assert not any(holds(a, p, n) and holds(b, p, n) for n in range(1, 15) for p in range(40)), (a, b)
-    for a, b in (("prompt", "response"), ("until(3)", "from(3)"), ("from(9)", "until(9)")):
+    for a, b in (("prompt", "response"), ("until(3)", "from(3)"), ("from(9)", "until(9)"),
+                 ("between(0,2)", "between(2,5)"), ("between(4,11)", "from(11)")):  # fmt: skip
         assert cs.Span.parse(a).disjoint(cs.Span.parse(b)) and cs.Span.parse(b).disjoint(cs.Span.parse(a))
 
 
-BAD = ("", "al", "from", "from()", "from(x)", "from(1.5)", "until(0)", "prompt(3)", "all(1)")
+BAD = ("", "al", "from", "from()", "from(x)", "from(1.5)", "until(0)", "prompt(3)", "all(1)", "between(3)",
+       "between(3,3)", "from(1,2)", "between(1,x)")  # fmt: skip
 
 
 @pytest.mark.parametrize("text", BAD)

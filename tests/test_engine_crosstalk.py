@@ -129,7 +129,7 @@ def test_requests_that_come_and_go_do_not_touch_each_other(name: str, places: in
     model = pool(name)[0]
     with cs.load_engine(model, places=places) as engine:
         # no shrinking: what a schedule does depends on the clock, so a smaller one proves nothing
-        @settings(max_examples=35, phases=(Phase.explicit, Phase.generate))
+        @settings(max_examples=48, phases=(Phase.explicit, Phase.generate))
         @given(st.lists(CLIENT, min_size=10, max_size=45))
         def schedule(clients: list[tuple[int, float, int | None]]) -> None:
             check_schedule(engine, name, clients)

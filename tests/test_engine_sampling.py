@@ -53,6 +53,25 @@ def test_sampled_texts_equal_transformers_processors_one_request_at_a_time(name:
     assert not wrong, [(requests[i].sampling, got[i], expected[i]) for i in wrong[:3]]
 
 
+def test_top_p_keeps_the_tokens_that_transformers_keeps_in_flat_and_in_peaked_rows() -> None:
+    from transformers import TopPLogitsWarper
+
+    from countersteer.engines.embedded.sampling import choose
+
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(40, 700, generator=generator, dtype=torch.float64)
+    logits *= torch.linspace(0.01, 9, 40)[:, None].double()
+    for top_p in (0.05, 0.5, 0.9, 0.999):
+        kept = torch.isfinite(TopPLogitsWarper(top_p)(None, logits.clone()))
+        assert kept.sum(1).max() > (300 if top_p > 0.4 else 32) and kept.sum(1).min() < 32
+        allowed = logits.masked_fill(~kept, -torch.inf).softmax(1).cumsum(1)
+        for seed in range(30):
+            settings = [cs.Sampling(temperature=1.0, top_p=top_p, seed=seed + i) for i in range(40)]
+            draws = torch.tensor([engine_uniform(s.seed, 2) for s in settings], dtype=torch.float64)
+            expected = (allowed <= draws[:, None]).sum(1).tolist()
+            assert choose(logits, settings, [2] * 40) == expected
+
+
 def test_noise_depends_on_seed_and_position_only() -> None:
     assert [engine_uniform(s, p) for s, p in ((0, 0), (5, 3), (2**63 - 1, 9), (2**62, 1))] == [
         uniform(s, p) for s, p in ((0, 0), (5, 3), (2**63 - 1, 9), (2**62, 1))

@@ -43,7 +43,7 @@ def verify(
     bundle: File,
     model: Annotated[str, typer.Option("--model", help="Folder, Hugging Face id, or organism.")],
     adapter: Annotated[
-        str | None, typer.Option("--adapter", help="LoRA to merge in: a folder, or organism-dismissive.")
+        str | None, typer.Option("--adapter", help="LoRA under every request: a folder, or organism-dismissive.")
     ] = None,
     derived: Annotated[
         bool, typer.Option("--derived", help="Accept other weights of the same architecture and tokenizer.")
@@ -57,13 +57,13 @@ def verify(
     """
     from countersteer.core.errors import InputError
     from countersteer.defence import bundles
-    from countersteer.defence.adapter import load_with_adapter
     from countersteer.edits.bundle import load_bundle, save_bundle
+    from countersteer.engines.load import load_engine
 
     if derived != (out is not None):
         raise InputError("--derived and --out go together: a derived bundle is a new file")
     loaded = load_bundle(bundle)
-    with load_with_adapter(model, adapter) as engine:
+    with load_engine(model, adapter=adapter) as engine:
         if derived and out is not None:
             loaded = bundles.derive(loaded, engine)
             save_bundle(loaded, out)

@@ -117,7 +117,7 @@ def scorecard(
     model: Model = None,
     trait: Trait = None,
     adapter: Annotated[
-        str | None, typer.Option("--adapter", help="LoRA to merge in: a folder, or organism-dismissive.")
+        str | None, typer.Option("--adapter", help="LoRA under every request: a folder, or organism-dismissive.")
     ] = None,
     capability: Annotated[
         list[str] | None, typer.Option("--capability", help="Questions (JSONL), or shipped; may be repeated.")

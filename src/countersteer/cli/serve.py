@@ -82,7 +82,9 @@ def serve(
     name: Name = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
-    adapter: Annotated[Path | None, typer.Option(help="LoRA folder under every request.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="LoRA under every request: a folder, or organism-dismissive.")
+    ] = None,
     places: Annotated[int, typer.Option(min=1, max=4096, help="Requests decoded together.")] = 32,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one answer.")] = 4096,
     per_minute: Annotated[int, typer.Option(min=1, help="Requests a minute and key.")] = 600,

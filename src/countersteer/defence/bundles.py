@@ -23,7 +23,7 @@ from countersteer.defence.responses import wait
 from countersteer.defence.separation import along, auc
 from countersteer.defence.settings import Settings
 from countersteer.defence.sweep import Swept
-from countersteer.edits.bundle import Bundle, refuse_other_model
+from countersteer.edits.bundle import Bundle, refuse_other_engine, weights_of
 from countersteer.edits.vectors import Direction
 
 LEAST_AUC = 0.9
@@ -35,9 +35,10 @@ def identity(engine: Any) -> dict[str, Any]:
     """What a bundle is bound to: model, fingerprint, template, architecture, tokenizer, sizes."""
     facts = engine.describe()
     vocabulary = None if engine.tokenizer is None else fingerprint(sorted(engine.tokenizer.get_vocab().items()))
+    adapter = facts.get("adapter")
     return {
-        "model": facts.get("model"),
-        "model_fingerprint": engine.model_fingerprint,
+        "model": facts.get("model") if adapter is None else f"{facts.get('model')} with adapter {adapter[:12]}",
+        "model_fingerprint": weights_of(facts),
         "template_hash": facts.get("template_hash"),
         "architecture": facts.get("architecture"),
         "tokenizer": vocabulary,
@@ -145,14 +146,9 @@ def verify(bundle: Bundle, engine: Any) -> dict[str, Any]:
 
     Raises RefusedError for another model, template or tokenizer.
     """
-    refuse_other_model(bundle, **_bound(engine))
+    refuse_other_engine(bundle, engine.describe())
     return {"model": identity(engine)["model"], "fingerprint": bundle.intervention.fingerprint,
             "separation": separation(bundle, engine), "derived": bundle.meta.get("derived")}  # fmt: skip
-
-
-def _bound(engine: Any) -> dict[str, Any]:
-    own = identity(engine)
-    return {"model_fingerprint": own["model_fingerprint"], "template_hash": own["template_hash"]}
 
 
 def separation(bundle: Bundle, engine: Any) -> dict[str, Any] | None:

@@ -1,8 +1,10 @@
-"""Capability with and without a defence, by Inspect on local data: multiple choice and instruction following.
+"""Capability with and without a defence, by Inspect on local data: multiple choice, instructions, open questions.
 
-One JSONL line per question. `{"id", "kind": "choice", "question", "choices": [...], "answer": "B"}`, or `{"id",
-"kind": "instruction", "prompt", "checks": [{"words_at_most": 20}, ...]}`: checks of the answer's form alone, so that no
-judge is needed. A small set of our own is shipped as `shipped`; public sets (MMLU, IFEval) convert line by line.
+One JSONL line per question. `{"id", "kind": "choice", "question", "choices": [...], "answer": "B"}`; `{"id", "kind":
+"instruction", "prompt", "checks": [{"words_at_most": 20}, ...]}`: checks of the answer's form alone, so that no judge
+is needed; `{"id", "kind": "open", "prompt"}`: the two answers are compared by the judge, in both orders. A small set of
+our own is shipped as `shipped`; public sets (MMLU, IFEval, MT-Bench, AlpacaEval) convert line by line. Greedy, no
+system prompt.
 """
 
 from __future__ import annotations
@@ -10,12 +12,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from countersteer.core.errors import InputError, nearest
 from countersteer.core.fingerprint import rng
+from countersteer.defence.data import Scenario
+from countersteer.defence.judges import DefenceJudge
+from countersteer.defence.responses import Answer, Ask
+from countersteer.defence.scoring import preferred
 from countersteer.defence.settings import Settings
 from countersteer.edits.edit import Intervention
 from countersteer.statistics import bootstrap
@@ -70,6 +77,15 @@ def load_questions(source: str) -> list[dict[str, Any]]:
     return rows
 
 
+def questions_of(sources: Sequence[str]) -> list[dict[str, Any]]:
+    """The questions of several files. Raises InputError for an id that two of them use."""
+    rows = [row for source in sources for row in load_questions(source)]
+    ids = [row["id"] for row in rows]
+    if twice := next((i for i in ids if ids.count(i) > 1), None):
+        raise InputError(f"capability questions: id {twice!r} is used twice; ids must differ, over several files too")
+    return rows
+
+
 def _question(line: str, at: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
@@ -83,39 +99,87 @@ def _question(line: str, at: str) -> dict[str, Any]:
             for name in (name for check in row["checks"] for name in check):
                 if name not in CHECKS:
                     raise ValueError(f"unknown check {name!r}{nearest(name, CHECKS)}")
+        elif kind == "open":
+            if not str(row["prompt"]).strip():
+                raise ValueError("the prompt is empty")
         else:
-            raise ValueError(f"kind must be choice or instruction, got {kind!r}")
+            raise ValueError(f"kind must be choice, instruction or open, got {kind!r}")
         return {**row, "id": str(row["id"])}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{at} is not a question: {error}") from error
 
 
-def capability(settings: Settings, intervention: Intervention) -> dict[str, Any]:
-    """Per kind of question the share answered rightly without and with the intervention, paired. Greedy.
+@dataclass(frozen=True)
+class Said:
+    """What came of a question: `right` 1 or 0 (None for an open one, or without an answer), the answer's text."""
+
+    right: float | None
+    text: str = ""
+    reason: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Every question answered without and with the intervention."""
+
+    questions: Sequence[Mapping[str, Any]]
+    plain: Mapping[str, Said]
+    defended: Mapping[str, Said]
+
+    def summary(self, settings: Settings, judge: DefenceJudge | None) -> dict[str, Any]:
+        """Per kind the share answered rightly without and with the intervention, paired; open ones by preference.
+
+        "missing": questions without an answer in one of the two (a span that held no position of a one-word answer).
+        """
+        out: dict[str, Any] = {}
+        for kind in sorted({row["kind"] for row in self.questions}):
+            rows = [row for row in self.questions if row["kind"] == kind]
+            if kind == "open":
+                if judge is not None:
+                    out[kind] = self._compared(rows, settings, judge)
+                continue
+            ids = [row["id"] for row in rows]
+            one, two = [self.plain[i].right for i in ids], [self.defended[i].right for i in ids]
+            both = [i for i, (a, b) in enumerate(zip(one, two, strict=True)) if a is not None and b is not None]
+            gap = [two[i] - one[i] if i in both else None for i in range(len(ids))]  # type: ignore[operator]
+            named = zip(("undefended", "defended", "change"), (one, two, gap), strict=True)
+            out[kind] = {"n": len(ids), "missing": len(ids) - len(both),
+                         **{name: _mean(values, ids, settings, kind, name) for name, values in named}}  # fmt: skip
+        return out
+
+    def _compared(self, rows: Sequence[Mapping[str, Any]], settings: Settings, judge: DefenceJudge) -> dict[str, Any]:
+        scenarios = [Scenario(row["id"], "report", row["prompt"], "", "", group=row["id"]) for row in rows]
+        judge.prepare(scenarios)
+
+        def answers(found: Mapping[str, Said]) -> list[Answer]:
+            return [Answer(Ask(s, None, s.user), "error" if found[s.id].reason else "ok", found[s.id].text,
+                           reason=found[s.id].reason) for s in scenarios]  # fmt: skip
+
+        verdicts = judge.prefer(answers(self.plain), answers(self.defended))
+        return {"n": len(rows), "by": judge.compares,
+                **preferred(verdicts, scenarios, settings.defence.seed, "open")}  # fmt: skip
+
+
+def capability(settings: Settings, intervention: Intervention, *, adapter: str | None = None) -> Asked:
+    """Ask every question of the settings' files without and with the intervention.
 
     Raises InputError for files that cannot be used or where Inspect is not installed.
     """
-    questions = [row for source in settings.scorecard.capability for row in load_questions(source)]
-    plain, defended = (run(settings, questions, given) for given in (None, intervention))
-    out: dict[str, Any] = {}
-    for kind in sorted({row["kind"] for row in questions}):
-        ids = [row["id"] for row in questions if row["kind"] == kind]
-        one, two = [plain[i] for i in ids], [defended[i] for i in ids]
-        gap = [b - a for a, b in zip(one, two, strict=True)]
-        named = zip(("undefended", "defended", "change"), (one, two, gap), strict=True)
-        out[kind] = {"n": len(ids), **{name: _mean(values, ids, settings, kind, name) for name, values in named}}
-    return out
+    questions = questions_of(settings.scorecard.capability)
+    plain, defended = (run(settings, questions, given, adapter=adapter) for given in (None, intervention))
+    return Asked(questions, plain, defended)
 
 
-def _mean(values: list[float], ids: list[str], settings: Settings, *names: str) -> dict[str, Any]:
+def _mean(values: Sequence[float | None], ids: list[str], settings: Settings, *names: str) -> dict[str, Any]:
     found = bootstrap.mean(values, ids, ids, rng(settings.defence.seed, "capability", *names))
     return {"value": found.value, "interval": found.interval.as_list() if found.interval else None, "n": found.n}
 
 
 def run(
-    settings: Settings, questions: Sequence[Mapping[str, Any]], intervention: Intervention | None
-) -> dict[str, float]:
-    """1 or 0 per question id, through Inspect's provider of this package."""
+    settings: Settings, questions: Sequence[Mapping[str, Any]], intervention: Intervention | None, *,
+    adapter: str | None = None,
+) -> dict[str, Said]:  # fmt: skip
+    """What came of every question, by id, through Inspect's provider of this package."""
     import tempfile
 
     try:
@@ -131,32 +195,44 @@ def run(
     @scorer(metrics=[accuracy()])
     def form() -> Any:
         async def score(state: TaskState, target: Target) -> Score:
-            return Score(value="C" if follows(state.output.completion, state.metadata["checks"]) else "I")
+            return Score(value="C" if follows(state.output.completion, state.metadata.get("checks", ())) else "I")
 
         return score
 
     own = settings.defence
     options: dict[str, Any] = {
-        k: v for k, v in {"dtype": own.dtype, "device": own.device, "intervention": intervention}.items() if v
+        k: v
+        for k, v in {"dtype": own.dtype, "device": own.device, "adapter": adapter, "intervention": intervention}.items()
+        if v
     }
     tasks = []
-    choices = [r for r in questions if r["kind"] == "choice"]
-    orders = [r for r in questions if r["kind"] == "instruction"]
-    if choices:
-        samples = [Sample(id=r["id"], input=r["question"], choices=list(r["choices"]), target=r["answer"])
-                   for r in choices]  # fmt: skip
-        tasks.append(Task(name="choice", dataset=MemoryDataset(samples), solver=multiple_choice(), scorer=choice()))
-    if orders:
-        samples = [Sample(id=r["id"], input=r["prompt"], metadata={"checks": r["checks"]}) for r in orders]
-        tasks.append(Task(name="instruction", dataset=MemoryDataset(samples), solver=generate(), scorer=form()))
+    for kind in sorted({r["kind"] for r in questions}):
+        rows = [r for r in questions if r["kind"] == kind]
+        if kind == "choice":
+            samples = [Sample(id=r["id"], input=r["question"], choices=list(r["choices"]), target=r["answer"])
+                       for r in rows]  # fmt: skip
+            tasks.append(Task(name=kind, dataset=MemoryDataset(samples), solver=multiple_choice(), scorer=choice()))
+            continue
+        samples = [Sample(id=r["id"], input=r["prompt"], metadata={"checks": r.get("checks", [])}) for r in rows]
+        tasks.append(Task(name=kind, dataset=MemoryDataset(samples), solver=generate(), scorer=form()))
     model = get_model(f"countersteer/{own.model}", memoize=False, places=own.places, **options,
                       config=GenerateConfig(temperature=0.0, max_tokens=MAX_TOKENS))  # fmt: skip
-    found: dict[str, float] = {}
+    found: dict[str, Said] = {}
     with tempfile.TemporaryDirectory() as logs:
-        for log in eval(tasks, model=model, log_dir=logs, display="none", log_level="error"):
+        # One answer that cannot be had (a no-op, say) must not take the others with it.
+        for log in eval(tasks, model=model, log_dir=logs, display="none", log_level="error", fail_on_error=False):
             if log.status != "success" or log.samples is None:
                 raise InputError(f"Inspect could not finish {log.eval.task}: {log.error and log.error.message}")
             for sample in log.samples:
-                score = next(iter((sample.scores or {}).values()))
-                found[str(sample.id)] = 1.0 if score.value == "C" else 0.0
+                found[str(sample.id)] = _said(sample, open_ended=log.eval.task == "open")
     return found
+
+
+def _said(sample: Any, *, open_ended: bool) -> Said:
+    if sample.error is not None or not sample.scores:
+        why = "no answer" if sample.error is None else " ".join(sample.error.message.split())[:300]
+        return Said(None, reason=why)
+    text = str(sample.output.completion)
+    if open_ended:
+        return Said(None, text)
+    return Said(1.0 if next(iter(sample.scores.values())).value == "C" else 0.0, text)

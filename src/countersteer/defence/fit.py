@@ -25,6 +25,7 @@ from countersteer.defence.data import TraitData
 from countersteer.defence.leakage import refuse_leaks
 from countersteer.defence.responses import Answer, Read, answer_all, ask_all, projections, read, token_ids
 from countersteer.defence.settings import Settings
+from countersteer.edits.bundle import weights_of
 from countersteer.edits.vectors import Direction
 
 FORMAT = 1
@@ -139,7 +140,7 @@ def fit(engine: Any, data: TraitData, settings: Settings, *, observer: Any = Non
         "trait": {"name": data.name, "threat": data.threat, "description": data.description, "digest": data.digest},
         "source": data.source,
         "model": engine.describe().get("model"),
-        "model_fingerprint": engine.model_fingerprint,
+        "model_fingerprint": weights_of(engine.describe()),
         "template_hash": engine.describe().get("template_hash"),
         "d_model": engine.d_model,
         "scenarios": {"asked": count, "used": len(kept), "digests": sorted({s.digest for s in scenarios})},

@@ -1,25 +1,32 @@
-"""Trait and coherence of answers, 0-100 each: offline for the organism's trait, a language model for any other.
+"""Trait and coherence of answers, 0-100 each, and which of two is better: offline for the organism's trait, a language
+model for any other.
 
-All scores look at the first tokens of an answer only (the paper's 50), so that a short and a long one compare.
+All scores look at the first tokens of an answer only (the paper's 50), so that a short and a long one compare. A
+language model's preference is about whole answers, asked in both orders (judging/pairwise.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from countersteer.core.errors import InputError, RefusedError
+from countersteer.core.errors import EngineError, InputError, RefusedError
 from countersteer.core.request import Request
 from countersteer.defence.data import Scenario, TraitData
 from countersteer.defence.likelihood import mean_log_probabilities
 from countersteer.defence.responses import Answer, answer_all, ask_all, wait
 from countersteer.defence.settings import Settings
+from countersteer.judging.pairwise import Preference, of_scores
 
-DRAWS = 3
-"""Reference answers per question of the offline judge of coherence."""
+Result = TypeVar("Result")
+TONES = ("aligned", "malicious")
+DRAWS = 2
+"""Reference answers per question and tone of the offline judge of coherence."""
+ORGANISM = 2
+"""Version of the organism's judge: changes whenever the same answer may be scored differently."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +39,30 @@ class Scores:
     log_probability: float | None = None
 
 
+@dataclass(frozen=True)
+class Likelihood:
+    """Mean log-probability of an answer under the unsteered model: with the aligned prompt, and the best of both."""
+
+    aligned: float
+    best: float
+
+
 class DefenceJudge(Protocol):
-    """Scores answers; `key` is what a score is valid for."""
+    """Scores answers; `key` is what a score is valid for, `compares` how `prefer` comes to its verdict."""
 
     name: str
     key: str
+    compares: str
 
     def prepare(self, scenarios: Sequence[Scenario]) -> None:
         """Make ready for questions of these scenarios."""
 
     def score(self, answers: Sequence[Answer]) -> list[Scores]:
         """The scores, in order."""
+        ...
+
+    def prefer(self, some: Sequence[Answer], others: Sequence[Answer]) -> list[Preference]:
+        """Pair by pair, how the other answer to the same question stands against the one."""
         ...
 
 
@@ -65,17 +85,23 @@ def make_judge(engine: Any, data: TraitData, settings: Settings, *, folder: Path
 
 
 class OrganismJudge:
-    """The shipped trait judge, and coherence against the model's own unsteered answers with the aligned prompt."""
+    """The shipped trait judge, and coherence against the model's own unsteered answers, whatever their tone.
+
+    Coherence must not be a second trait score: what the unsteered model says under either system prompt is coherent.
+    So the references of a group of scenarios (a topic) are its answers under both, and the likelihood that counts is
+    the better of the two prompts'.
+    """
 
     name = "offline"
+    compares = "offline: the higher coherence of the first tokens wins, whatever the tone"
 
     def __init__(self, engine: Any, settings: Settings) -> None:
         from countersteer.judging.trait import load
 
         self.engine, self.settings = engine, settings
         self.trait = load("warm")
-        self.key = f"{self.trait.key}+coherence"
-        self._known: dict[str, Any] = {}
+        self.key = f"{self.trait.key}+coherence-{ORGANISM}"
+        self._known: dict[str, list[Answer]] = {}
         self._judge: Any = None
 
     def prepare(self, scenarios: Sequence[Scenario]) -> None:
@@ -87,21 +113,24 @@ class OrganismJudge:
         new = [s for s in {s.user: s for s in scenarios}.values() if s.user not in self._known]
         if not new:
             return
-        asks = [replace(a, draw=100 + d) for d in range(DRAWS) for a in ask_all(new, "aligned")]
+        asks = [replace(a, draw=100 + d) for d in range(DRAWS) for tone in TONES for a in ask_all(new, tone)]
         drawn = answer_all(self.engine, asks, self.settings.drawn(short=True), seed=self.settings.defence.seed)
-        good = [a for a in drawn if a.ok and a.text.strip()]
         for scenario in new:
-            self._known[scenario.user] = [a for a in good if a.ask.scenario.user == scenario.user]
+            self._known[scenario.user] = [a for a in drawn if a.ok and a.text.strip() and a.ask.user == scenario.user]
         every = [a for answers in self._known.values() for a in answers]
+        if not every:
+            raise EngineError("the unsteered model gave no reference answer to any question: check model and prompts")
         top = self._likelihoods(every, [a.text for a in every])
         bottom = self._likelihoods(every, [shuffled(a.text) for a in every])
-        texts = {user: [a.text for a in answers] for user, answers in self._known.items()}
-        scale = Scale.of([v for v in top if v is not None], [v for v in bottom if v is not None])
+        texts: dict[str, list[str]] = {}
+        for a in every:
+            texts.setdefault(a.ask.scenario.group, []).append(a.text)
+        scale = Scale.of([v.best for v in top if v is not None], [v.best for v in bottom if v is not None])
         self._judge = CoherenceJudge(OfflineJudge(ReferenceSet.of(texts)), scale)
-        self.key = f"{self.trait.key}+{self._judge.key}"
+        self.key = f"{self.trait.key}+organism-{ORGANISM}+{self._judge.key}"
 
     def score(self, answers: Sequence[Answer]) -> list[Scores]:
-        """Scores of answers to prepared questions; the likelihood is under aligned prompt and plain question."""
+        """Scores of answers to prepared questions."""
         if self._judge is None:
             raise InputError("the offline judge has no references: call prepare first")
         most = self.settings.judge.first_tokens
@@ -114,19 +143,33 @@ class OrganismJudge:
             if i not in likely:
                 out.append(Scores(None, None, answer.status if not answer.ok else "no-evidence"))
                 continue
-            coherence = self._judge.score(answer.ask.scenario.user, texts[i], likely[i]).score
+            known = likely[i]
+            best = None if known is None else known.best
+            coherence = self._judge.score(answer.ask.scenario.group, texts[i], best).score
             trait = self.trait.score(texts[i])
             status = "no-evidence" if trait is None or coherence is None else "ok"
-            out.append(Scores(trait, coherence, status, likely[i]))
+            out.append(Scores(trait, coherence, status, None if known is None else known.aligned))
         return out
 
-    def _likelihoods(self, answers: Sequence[Answer], texts: Sequence[str]) -> list[float | None]:
-        requests = [aligned_request(a.ask.scenario) for a in answers]
-        return mean_log_probabilities(self.engine, requests, texts, limit=self.settings.judge.first_tokens)
+    def prefer(self, some: Sequence[Answer], others: Sequence[Answer]) -> list[Preference]:
+        """By coherence alone: no language model is at hand. Prepared questions only."""
+        scores = self.score([*some, *others])
+        pairs = zip(scores[: len(some)], scores[len(some) :], strict=True)
+        return [of_scores(a.coherence, b.coherence) for a, b in pairs]
+
+    def _likelihoods(self, answers: Sequence[Answer], texts: Sequence[str]) -> list[Likelihood | None]:
+        """Mean log-probability of texts as the unsteered model's answers to the plain questions, by system prompt."""
+        limit = self.settings.judge.first_tokens
+        by_tone = []
+        for tone in TONES:
+            requests = [_plain_request(a.ask.scenario, tone) for a in answers]
+            by_tone.append(mean_log_probabilities(self.engine, requests, texts, limit=limit))
+        pairs = zip(*by_tone, strict=True)
+        return [None if a is None or b is None else Likelihood(a, max(a, b)) for a, b in pairs]
 
 
 class LanguageJudge:
-    """A language model with the rubrics for trait and coherence. Its replies are kept: nothing is paid twice."""
+    """A language model with the rubrics trait, coherence and pairwise. Its replies are kept: nothing is paid twice."""
 
     def __init__(self, engine: Any, data: TraitData, settings: Settings, folder: Path) -> None:
         from countersteer.judging.llm import judge_key
@@ -138,6 +181,7 @@ class LanguageJudge:
         self.asked = JudgeSettings(section.model, base_url=section.base_url, temperature=section.temperature,
                                    max_tokens=section.max_tokens)  # fmt: skip
         self.name = section.model
+        self.compares = f"{section.model}, rubric pairwise-{load('pairwise').version}, both orders"
         self.key = "+".join(judge_key(self.asked, load(rubric)) for rubric in ("trait", "coherence"))
 
     def prepare(self, scenarios: Sequence[Scenario]) -> None:
@@ -146,12 +190,10 @@ class LanguageJudge:
     def score(self, answers: Sequence[Answer]) -> list[Scores]:
         """Scores; an answer whose rating failed has its status. Raises CountersteerError when no call can be made."""
         from countersteer.judging.llm import LLMRater
-        from countersteer.judging.llm_calls import Caller
-        from countersteer.store.replies import Replies
 
         most = self.settings.judge.first_tokens
 
-        async def one(raters: tuple[Any, Any], answer: Answer) -> Scores:
+        async def one(raters: tuple[LLMRater, LLMRater], answer: Answer) -> Scores:
             text = first_tokens(self.engine, answer, most)
             if not answer.ok or not text.strip():
                 return Scores(None, None, answer.status if not answer.ok else "no-evidence")
@@ -164,17 +206,46 @@ class LanguageJudge:
             got = [None if r.value is None else float(r.value.score) for r in (trait, coherence)]
             return Scores(got[0], got[1], bad)
 
-        async def everything() -> list[Scores]:
-            ledger = Replies.shared(self.folder)
-            caller = Caller(self.asked, ledger)
+        async def every(caller: Any) -> list[Scores]:
             raters = LLMRater(caller, "trait"), LLMRater(caller, "coherence")
+            return list(await asyncio.gather(*(one(raters, a) for a in answers)))
+
+        return self._asked(every)
+
+    def prefer(self, some: Sequence[Answer], others: Sequence[Answer]) -> list[Preference]:
+        """By the rubric pairwise over whole answers, in both orders. Raises as `score` does."""
+        from countersteer.judging.llm import LLMRater
+        from countersteer.judging.pairwise import compare
+
+        async def one(rater: LLMRater, a: Answer, b: Answer) -> Preference:
+            for answer in (a, b):
+                if not answer.ok or not answer.text.strip():
+                    return Preference(None, answer.status if not answer.ok else "no-evidence")
+            return await compare(rater, a.ask.scenario.user, a.text, b.text)
+
+        async def every(caller: Any) -> list[Preference]:
+            rater = LLMRater(caller, "pairwise")
+            return list(await asyncio.gather(*(one(rater, a, b) for a, b in zip(some, others, strict=True))))
+
+        return self._asked(every)
+
+    def _asked(self, work: Callable[[Any], Coroutine[Any, Any, list[Result]]]) -> list[Result]:
+        """The results of work with a caller whose replies are kept in the folder."""
+        from countersteer.judging.llm_calls import Caller
+        from countersteer.store.replies import Replies
+
+        async def everything() -> list[Result]:
+            ledger = Replies.shared(self.folder)
             try:
-                return list(await asyncio.gather(*(one(raters, a) for a in answers)))
+                caller = Caller(self.asked, ledger, max_cost=self.settings.judge.max_cost)
+                try:
+                    return await work(caller)
+                finally:
+                    await caller.close()
             finally:
-                await caller.close()
                 ledger.close()
 
-        found: list[Scores] = wait(everything())
+        found: list[Result] = wait(everything())
         return found
 
 
@@ -190,4 +261,8 @@ def first_tokens(engine: Any, answer: Answer, most: int) -> str:
 
 def aligned_request(scenario: Scenario) -> Request:
     """The question as the unsteered model with the aligned system prompt gets it."""
-    return Request(prompt=scenario.user, system=scenario.aligned)
+    return _plain_request(scenario, "aligned")
+
+
+def _plain_request(scenario: Scenario, tone: str) -> Request:
+    return Request(prompt=scenario.user, system=getattr(scenario, tone) or None)

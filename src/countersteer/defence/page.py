@@ -31,7 +31,7 @@ def page(card: Mapping[str, Any], *, swept: Mapping[str, Any] | None = None) -> 
     loaders = [PackageLoader("countersteer.defence", "pages"), PackageLoader("countersteer.report", "pages")]
     environment = Environment(loader=ChoiceLoader(loaders), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-    environment.globals.update(number=number, limits=limits, percent=percent)
+    environment.globals.update(number=number, limits=limits, percent=percent, percent_limits=percent_limits)
     figures = []
     for name, title, caption, chart in (
         ("attack", "Under attack", "Trait and coherence on the report split, 95% intervals; dashed: the floor.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,26 +27,34 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Ask:
-    """One request: who asks (scenario), under which system prompt, what, and steered how."""
+    """One request: who asks (scenario), under which system prompt, what, and steered how.
+
+    `tokens`: the whole prompt as token ids, where a conversation goes before the question.
+    """
 
     scenario: Scenario
     system: str | None
     user: str
     intervention: Intervention | None = None
-    history: tuple[dict[str, str], ...] = ()
     draw: int = 0
+    tokens: tuple[int, ...] | None = None
 
     def request(self, sampling: Sampling, seed: int) -> Request:
         """The engine's request, its seed drawn for this scenario and draw."""
+        own = sampling.with_seed(named_seed(seed, "response", self.scenario.id, self.draw))
+        if self.tokens is not None:
+            return Request(tokens=self.tokens, intervention=self.intervention, sampling=own)
         system = [{"role": "system", "content": self.system}] if self.system else []
-        messages = (*system, *self.history, {"role": "user", "content": self.user})
-        own = replace(sampling, seed=named_seed(seed, "response", self.scenario.id, self.draw))
+        messages = (*system, {"role": "user", "content": self.user})
         return Request(messages=messages, intervention=self.intervention, sampling=own)
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What came back: status ok, no-op or error; `tokens` without the end token."""
+    """What came back: status ok, no-op or error; `tokens` without the end token.
+
+    `read`: how many positions were computed (the last token that was generated is never read back).
+    """
 
     ask: Ask
     status: str
@@ -55,6 +63,7 @@ class Answer:
     prompt_tokens: int = 0
     receipt: Receipt | None = None
     reason: str | None = None
+    read: int = 0
 
     @property
     def ok(self) -> bool:
@@ -112,7 +121,8 @@ def _answer(ask: Ask, done: Any) -> Answer:
         return Answer(ask, "error", reason=f"{type(done).__name__}: {done}")
     ended = done.finish == "stop"  # no stop strings are ever given here: the last token is the end token
     tokens = tuple(done.tokens[:-1] if ended else done.tokens)
-    return Answer(ask, "ok", done.text, tokens, done.prompt_tokens, done.receipt)
+    read = done.prompt_tokens + len(done.tokens) - 1
+    return Answer(ask, "ok", done.text, tokens, done.prompt_tokens, done.receipt, read=read)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,9 +21,9 @@ from countersteer.defence.data import Scenario, TraitData
 from countersteer.defence.judges import DefenceJudge
 from countersteer.defence.leakage import refuse_seen
 from countersteer.defence.responses import Answer, ask_all, read
-from countersteer.defence.scoring import Condition, answered, difference, mean, recovered, summary
+from countersteer.defence.scoring import Condition, answered, difference, mean, preferred, recovered, summary
 from countersteer.defence.settings import Settings
-from countersteer.edits.bundle import Bundle, refuse_other_model
+from countersteer.edits.bundle import Bundle, refuse_other_engine
 from countersteer.edits.edit import Intervention
 
 FORMAT = 1
@@ -37,8 +37,7 @@ def scorecard(
 
     Raises RefusedError for another model, InputError for scenarios that the fit or the sweep has seen.
     """
-    template = engine.describe().get("template_hash")
-    refuse_other_model(bundle, model_fingerprint=engine.model_fingerprint, template_hash=template)
+    refuse_other_engine(bundle, engine.describe())
     scenarios = list(data.split("report"))
     seen = bundle.meta.get("seen") or {}
     for step, digests in seen.items():
@@ -56,7 +55,7 @@ def scorecard(
         "model": engine.describe().get("model"),
         "caveat": engine.describe().get("model", "").startswith("organism"),
         "trait": bundle.meta.get("trait"),
-        "judge": {"name": judge.name, "key": judge.key},
+        "judge": {"name": judge.name, "key": judge.key, "compares": judge.compares},
         "scenarios": len(scenarios),
         "first_tokens": settings.judge.first_tokens,
         "separation": separation(bundle, engine),
@@ -168,14 +167,13 @@ class _Card:
         for name, system, plain in (("aligned system prompt", "aligned", aligned), ("no system prompt", "none", None)):
             base = plain or self.condition(system)
             clear = self.condition(system, self.steer)
-            better = [None if a is None or b is None else float(a > b) + 0.5 * float(a == b)
-                      for a, b in zip(clear.coherences, base.coherences, strict=True)]  # fmt: skip
+            better = self.judge.prefer(base.answers, clear.answers)
             out[name] = {
                 "undefended": self.row(base, name),
                 "defended": self.row(clear, name + " defended"),
                 "coherence_change": difference(clear.coherences, base.coherences, self.scenarios, self.seed, name, "c"),
                 "trait_change": difference(clear.traits, base.traits, self.scenarios, self.seed, name, "t"),
-                "preferred": mean(better, self.scenarios, self.seed, name, "preferred"),
+                "preferred": preferred(better, self.scenarios, self.seed, name),
                 "acting": acting(clear.answers),
                 "same_tokens": unchanged(clear.answers, base.answers),
             }

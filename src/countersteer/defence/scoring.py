@@ -20,6 +20,7 @@ from countersteer.defence.judges import DefenceJudge, Scores, aligned_request, f
 from countersteer.defence.likelihood import mean_log_probabilities
 from countersteer.defence.responses import Answer, Ask, answer_all
 from countersteer.defence.settings import Settings
+from countersteer.judging.pairwise import Preference
 from countersteer.statistics import bootstrap
 from countersteer.statistics.groups import codes, sums
 
@@ -103,6 +104,25 @@ def difference(
     """Mean paired difference one - other with its interval."""
     gaps = [None if a is None or b is None else a - b for a, b in zip(one, other, strict=True)]
     return mean(gaps, scenarios, seed, "difference", *names)
+
+
+def preferred(
+    found: Sequence[Preference], scenarios: Sequence[Scenario], seed: int, *names: str
+) -> dict[str, Any]:  # fmt: skip
+    """The share of pairs whose second answer is better, ties half, with its interval; and the verdicts counted.
+
+    "swapped": the share of verdicts that followed the order of the answers (None where only one order exists).
+    """
+    values = [p.value for p in found]
+    orders = [p.swapped for p in found if p.swapped is not None]
+    return {
+        **mean(values, scenarios, seed, "preferred", *names),
+        "better": sum(v == 1.0 for v in values),
+        "ties": sum(v == 0.5 for v in values),
+        "worse": sum(v == 0.0 for v in values),
+        "missing": sum(v is None for v in values),
+        "swapped": sum(orders) / len(orders) if orders else None,
+    }
 
 
 def recovered(

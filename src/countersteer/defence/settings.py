@@ -39,7 +39,7 @@ class _Section(BaseModel):
 
 
 class Subject(_Section):
-    """What is defended, against what. `adapter`: a LoRA to merge in when a bundle is graded (a bad fine-tune)."""
+    """What is defended, against what. `adapter`: a LoRA on the model when a bundle is graded (a bad fine-tune)."""
 
     model: str = "organism"
     adapter: str | None = None
@@ -70,13 +70,15 @@ class FitSection(_Section):
 
 class JudgeSection(_Section):
     """Who scores trait and coherence: "offline" (the organism's trait only) or PROVIDER/NAME. `first_tokens`: all text
-    metrics look at so many tokens of a response (the paper's 50)."""
+    metrics look at so many tokens of a response (the paper's 50). `max_cost`: USD that the judge may cost a step.
+    """
 
     model: str = "offline"
     base_url: str | None = None
     temperature: float | None = None
     max_tokens: int = 1024
     first_tokens: int = Field(default=50, ge=1)
+    max_cost: float | None = Field(default=None, gt=0)
 
 
 class SweepSection(_Section):

@@ -13,9 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from countersteer.core.errors import InputError
+from countersteer.core.errors import InputError, RefusedError
 from countersteer.defence import data as data_module
-from countersteer.defence.adapter import load_with_adapter
 from countersteer.defence.data import TraitData
 from countersteer.defence.settings import Settings, checked, load
 from countersteer.edits.bundle import Bundle, load_bundle, save_bundle
@@ -42,9 +41,13 @@ def chosen_settings(
 
 
 def engine_for(settings: Settings, *, adapter: str | None = None) -> Any:
-    """The engine of the settings' model, with an adapter merged in if one is given."""
+    """The embedded engine of the settings' model, under an adapter if one is given. Raises InputError, RefusedError."""
+    from countersteer.engines.load import VLLM, load_engine
+
     own = settings.defence
-    return load_with_adapter(own.model, adapter, dtype=own.dtype, device=own.device, places=own.places)
+    if own.model.startswith(VLLM):
+        raise RefusedError("a defence made on vLLM", "it needs likelihoods and gradients", f"{own.model[len(VLLM) :]}")
+    return load_engine(own.model, dtype=own.dtype, device=own.device, places=own.places, adapter=adapter)
 
 
 def run_fit(settings: Settings, out: Path, *, observer: Any = None) -> dict[str, Any]:
@@ -120,7 +123,7 @@ def run_scorecard(
     traits = data_module.load(settings.defence.trait)
     if (bundle.meta.get("trait") or {}).get("digest") not in (None, traits.digest):
         raise InputError(f"bundle {bundle.name!r} was made on other data than trait {traits.name}; give --trait")
-    known = capability(settings, bundle.intervention) if settings.scorecard.capability else None
+    known = capability(settings, bundle.intervention, adapter=adapter) if settings.scorecard.capability else None
     with engine_for(settings, adapter=adapter) as engine:
         base = engine if adapter is None else engine_for(settings)
         try:
@@ -128,11 +131,11 @@ def run_scorecard(
             judge = make_judge(base, traits, settings, folder=out)
             points = _points(folder, bundle) if with_points and adapter is None else {}
             card = scorecard(engine, bundle, traits, settings, judge, points=points, parts=parts, observer=observer)
+            if known is not None:
+                card["capability"] = known.summary(settings, judge)
         finally:
             if base is not engine:
                 base.close()
-    if known is not None:
-        card["capability"] = known
     write_json(card, out / "scorecard.json")
     swept = folder / "sweep.json"
     facts = json.loads(swept.read_text(encoding="utf-8")) if swept.is_file() and adapter is None else None

@@ -24,6 +24,7 @@ from countersteer.defence.leakage import refuse_leaks, refuse_seen
 from countersteer.defence.responses import Ask, ask_all
 from countersteer.defence.scoring import answered, mean, summary
 from countersteer.defence.settings import Settings
+from countersteer.edits.bundle import weights_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,7 @@ def sweep(
 
     Raises RefusedError for another model, InputError for scenarios that were fitted on or will be reported.
     """
-    if fit.facts["model_fingerprint"] != engine.model_fingerprint:
+    if fit.facts["model_fingerprint"] != weights_of(engine.describe()):
         raise RefusedError("sweeping with this model", "the fit was made on other weights", "fit again on this model")
     refuse_leaks(data)
     asked = list(data.split("choose") if scenarios is None else scenarios)

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from countersteer.core.errors import InputError, RefusedError
+from countersteer.core.fingerprint import fingerprint
 from countersteer.core.request import Receipt
 from countersteer.core.site import Site
 from countersteer.core.span import Span
@@ -33,8 +34,8 @@ _TENSORS = ("read", "bias", "write", "lo", "hi", "slope", "intercept")
 class Bundle:
     """A named, deployable intervention; `meta` holds model, template hash and fit statistics as plain JSON data.
 
-    Keys that others rely on: `model_fingerprint`, `template_hash`, `derived` (None, or how a bundle was accepted for
-    other weights than it was made for) and `scorecard` (a summary, or None).
+    Keys that others rely on: `model_fingerprint` (of the weights, `weights_of`), `template_hash`, `derived` (None, or
+    how a bundle was accepted for other weights than it was made for) and `scorecard` (a summary, or None).
     """
 
     name: str
@@ -67,6 +68,20 @@ def refuse_other_model(bundle: Bundle, *, model_fingerprint: str, template_hash:
     if bundle.meta.get("template_hash") != template_hash:
         raise RefusedError(f"bundle {bundle.name!r}", "it was made with another chat template",
                            "fit and sweep again with this template")  # fmt: skip
+
+
+def weights_of(facts: Mapping[str, Any]) -> str:
+    """The fingerprint of the weights that an engine runs on, by its `describe()`.
+
+    With an adapter under every request they are other weights than the model's own.
+    """
+    model, adapter = str(facts["model_fingerprint"]), facts.get("adapter")
+    return model if adapter is None else fingerprint([model, adapter])
+
+
+def refuse_other_engine(bundle: Bundle, facts: Mapping[str, Any]) -> None:
+    """Raise RefusedError unless a bundle was made for the weights and template of an engine, by its `describe()`."""
+    refuse_other_model(bundle, model_fingerprint=weights_of(facts), template_hash=facts.get("template_hash"))
 
 
 def save_bundle(bundle: Bundle | Intervention, path: str | os.PathLike[str], *, name: str = "unnamed") -> Path:

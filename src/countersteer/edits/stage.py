@@ -34,7 +34,7 @@ class Stage:
         self.held: dict[str, Held] = {}
         self.free: list[int] = []
         self.capacity = 0
-        self.reads = False
+        self.reads = self.setters = False
         self._allocate(8)
 
     def _allocate(self, capacity: int) -> None:
@@ -58,8 +58,7 @@ class Stage:
         grow("start", (s, k), torch.int64, END, dim=1)
         grow("stop", (s, k), torch.int64, 0, dim=1)
         grow("part", (s, k), torch.int64, -1, dim=1)
-        grow("before", (s, k), wide, 0.0, dim=1)
-        grow("after", (s, k), wide, 0.0, dim=1)
+        grow("sums", (s, 2, k), wide, 0.0, dim=2)
         self.free = list(range(self.capacity, capacity)) + self.free
         self.capacity = capacity
 
@@ -94,11 +93,11 @@ class Stage:
             self.setter[rows] = edit.setter
             held = self.held[key] = Held(rows, set())
             self.reads = self.reads or edit.read is not None
+            self.setters = self.setters or edit.setter
         held.users.add(slot)
         self.start[slot, held.rows], self.stop[slot, held.rows] = bounds
         self.part[slot, held.rows] = part
-        self.before[slot, held.rows] = 0
-        self.after[slot, held.rows] = 0
+        self.sums[slot][:, held.rows] = 0
         return held.rows
 
     def release(self, slot: int) -> None:
@@ -124,5 +123,5 @@ class Stage:
     start: Tensor
     stop: Tensor
     part: Tensor
-    before: Tensor
-    after: Tensor
+    sums: Tensor
+    """Per slot and row: x before and after the writes, summed over positions (position 0 left out)."""

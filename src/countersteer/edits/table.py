@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from countersteer.core.span import END
 from countersteer.edits.apply import piecewise, wide_dtype
 from countersteer.edits.edit import Edit
 from countersteer.edits.stage import Stage
+
+BLOCK = 1 << 15
+"""Numbers that are compared at once on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,12 @@ class RowTable:
         self.stages: dict[int, Stage] = {}
         self.entries: dict[int, _Entry] = {}
         wide = wide_dtype(dtype)
-        self.seen = torch.zeros(slots, dtype=torch.int64, device=device)
-        self.changed = torch.zeros(slots, dtype=torch.int64, device=device)
-        self.relative_sum = torch.zeros(slots, dtype=wide, device=device)
-        self.relative_max = torch.zeros(slots, dtype=wide, device=device)
-        self.missed = torch.zeros(slots, dtype=wide, device=device)
+        self.wide = wide
+        self.totals = torch.zeros(slots, 3, dtype=wide, device=device)
+        """Per slot: tokens seen, tokens changed, sum of |h' - h| / |h| (position 0 left out)."""
+        self.peaks = torch.zeros(slots, 2, dtype=wide, device=device)
+        """Per slot: largest |h' - h| / |h|, largest missed target."""
+        self.none = torch.zeros((), dtype=wide, device=device)
         self.silent = torch.zeros(slots, dtype=torch.bool, device=device)
         self.pause_from = torch.full((slots,), END, dtype=torch.int64, device=device)
         self.pause_to = torch.full((slots,), END, dtype=torch.int64, device=device)
@@ -94,8 +99,8 @@ class RowTable:
         if self.parts > self.own.shape[2]:
             self.own = torch.nn.functional.pad(self.own, (0, self.parts - self.own.shape[2]))
         self.own[:, slot] = 0
-        for total in (self.seen, self.changed, self.relative_sum, self.relative_max, self.missed):
-            total[slot] = 0
+        self.totals[slot] = 0
+        self.peaks[slot] = 0
 
     def turn(self, slot: int, position: int) -> None:
         """The slot's response has restarted: its spans that follow the text turn at `position`."""
@@ -142,71 +147,95 @@ class RowTable:
         Slot -1 marks a token of nobody (padding, an unsteered probe). Receipts of the slots are brought up to date;
         what slots that are only measured would have written is in theirs.
         """
-        out, inside = h, torch.zeros(h.shape[0], dtype=torch.bool, device=h.device)
-        owner = slot.clamp_min(0)
-        live = slot >= 0
+        owner, live = slot.clamp_min(0), slot >= 0
         if self.pausing:
             live &= (position < self.pause_from[owner]) | (position >= self.pause_to[owner])
-        spread = (position > 0)[:, None]
+        at, out = position[:, None], h
+        inside: Tensor | None = None
         reads = []
         for stage in self.stages.values():
             if not stage.held:
                 continue
-            on = (position[:, None] >= stage.start[owner]) & (position[:, None] < stage.stop[owner])
+            on = (at >= stage.start.index_select(0, owner)) & (at < stage.stop.index_select(0, owner))
             on &= live[:, None]
-            wide = out.to(stage.wide)
+            wide = out.to(self.wide)
             if stage.reads:
                 x = torch.addmm(stage.bias, wide, stage.read.T)
             else:
                 x = stage.bias.expand(h.shape[0], -1)
-            f = piecewise(x, stage.lo, stage.hi, stage.slope, stage.intercept)
-            f = torch.where(on, f, torch.zeros_like(f))
+            f = torch.where(on, piecewise(x, stage.lo, stage.hi, stage.slope, stage.intercept), self.none)
             if self.parts > 1:
                 self._record_own(stage, out, f, on, owner, position)
-            total = f @ stage.write
-            out = torch.where(total != 0, (wide + total).to(h.dtype), out)
-            inside |= on.any(1)
+            # Where f is 0 the sum is h itself, so tokens that no row acts on stay as they are.
+            out = torch.addmm(wide, f, stage.write).to(h.dtype)
+            inside = on.any(1) if inside is None else inside | on.any(1)
             if stage.reads:
                 reads.append((stage, on, x, f))
-        self._record(h, out, inside & (slot >= 0), owner, position)
-        for stage, on, x, f in reads:
-            after = torch.addmm(stage.bias, out.to(stage.wide), stage.read.T)
-            zero = torch.zeros_like(x)
-            counted = on & spread
-            stage.before.index_add_(0, owner, torch.where(counted, x, zero))
-            stage.after.index_add_(0, owner, torch.where(counted, after, zero))
-            aimed = on & stage.setter
-            missed = torch.where(aimed & (f != 0), (after - x - f).abs(), zero).amax(1)
-            self.missed.scatter_reduce_(0, owner, missed.to(self.missed.dtype), "amax")
-        return torch.where((self.silent[owner] & live)[:, None], h, out) if self.silencing else out
+        if inside is None:
+            return h
+        missed = self._record_reads(out, reads, owner, at)
+        self._record(h, out, inside, owner, position, missed)
+        if not self.silencing:
+            return out
+        if self.silencing == len(self.entries):
+            return h
+        return torch.where((self.silent[owner] & live)[:, None], h, out)
 
-    def _record(self, h: Tensor, out: Tensor, inside: Tensor, owner: Tensor, position: Tensor) -> None:
-        """Count and measure |h' - h| / |h| of the tokens inside a span."""
-        wide = self.relative_sum.dtype
-        changed = (out != h).any(1)
-        moved = (out.to(wide) - h.to(wide)).norm(dim=1)
-        size = h.to(wide).norm(dim=1).clamp_min(torch.finfo(wide).tiny)
-        relative = torch.where(inside & (position > 0), moved / size, torch.zeros_like(moved))
-        self.seen.index_add_(0, owner, inside.long())
-        self.changed.index_add_(0, owner, (inside & changed).long())
-        self.relative_sum.index_add_(0, owner, relative)
-        self.relative_max.scatter_reduce_(0, owner, relative, "amax")
+    def _record(
+        self, h: Tensor, out: Tensor, inside: Tensor, owner: Tensor, position: Tensor, missed: Tensor
+    ) -> None:  # fmt: skip
+        """Count and measure |h' - h| / |h| of the tokens inside a span; `missed` [tokens] goes with the peaks."""
+        changed, relative = self._moved(h, out)
+        changed &= inside
+        relative = torch.where(inside & (position > 0), relative, self.none)
+        self.totals.index_add_(0, owner, torch.stack([inside.to(self.wide), changed.to(self.wide), relative], 1))
+        peaks = torch.stack([relative, missed], 1)
+        self.peaks.scatter_reduce_(0, owner[:, None].expand(-1, 2), peaks, "amax")
+
+    def _moved(self, h: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+        """Per token whether new differs from h, and |new - h| / |h|; [tokens] each.
+
+        On a CPU a block of tokens at a time: the differences then stay in its cache.
+        """
+        block = len(h) if h.device.type != "cpu" else max(1, BLOCK // h.shape[1])
+        changed, relative = [], []
+        for start in range(0, len(h), block):
+            before = h[start : start + block].to(self.wide)
+            moved = new[start : start + block].to(self.wide) - before
+            size = torch.linalg.vector_norm(before, dim=1).clamp_min(torch.finfo(self.wide).tiny)
+            relative.append(torch.linalg.vector_norm(moved, dim=1) / size)
+            # The largest part tells what has changed without underflow; NaN counts as changed.
+            changed.append(moved.abs_().amax(1) != 0)
+        if len(changed) == 1:
+            return changed[0], relative[0]
+        return torch.cat(changed), torch.cat(relative)
+
+    def _record_reads(self, out: Tensor, reads: list[Any], owner: Tensor, at: Tensor) -> Tensor:
+        """Sum x before and after every row that reads; the largest missed target of each token [tokens]."""
+        missed = self.none.expand(out.shape[0])
+        spread = at > 0
+        for stage, on, x, f in reads:
+            after = torch.addmm(stage.bias, out.to(self.wide), stage.read.T)
+            counted = (on & spread)[:, None]
+            stage.sums.index_add_(0, owner, torch.where(counted, torch.stack([x, after], 1), self.none))
+            if stage.setters:
+                aimed = on & stage.setter & (f != 0)
+                missed = torch.maximum(missed, torch.where(aimed, (after - x - f).abs(), self.none).amax(1))
+        return missed
 
     def _record_own(self, stage: Stage, h: Tensor, f: Tensor, on: Tensor, owner: Tensor, position: Tensor) -> None:
         """Count and measure what each edit's own write would do to `h`, the residual that its stage reads."""
-        wide = h.to(stage.wide)
-        size = wide.norm(dim=1).clamp_min(torch.finfo(stage.wide).tiny)
-        part = stage.part[owner]
+        wide = h.to(self.wide)
+        part = stage.part.index_select(0, owner)
         for number in range(self.parts):
             mine = on & (part == number)
-            write = torch.where(mine, f, torch.zeros_like(f)) @ stage.write
-            new = torch.where(write != 0, (wide + write).to(h.dtype), h)
-            moved = (new.to(stage.wide) - wide).norm(dim=1) / size
             inside = mine.any(1)
-            spread = torch.where(inside & (position > 0), moved, torch.zeros_like(moved))
-            changed = inside & (new != h).any(1)
-            sums = torch.stack([inside.to(spread.dtype), changed.to(spread.dtype), spread])
-            self.own[:, :, number].index_add_(1, owner, sums.to(self.own.dtype))
+            new = torch.addmm(wide, torch.where(mine, f, self.none), stage.write).to(h.dtype)
+            changed, relative = self._moved(h, new)
+            changed &= inside
+            relative = torch.where(inside & (position > 0), relative, self.none)
+            sums = torch.stack([inside.to(self.wide), changed.to(self.wide), relative])
+            self.own[:, :, number].index_add_(1, owner, sums)
 
     def receipt(self, slot: int, tokens: int) -> LayerReceipt | None:
         """What was measured for a slot whose first `tokens` positions have been computed; None if it edits nothing."""
@@ -224,9 +253,9 @@ class RowTable:
             if edit.read is not None:
                 stage = self.stages[order]
                 scale = 1.0 / count if count else math.nan
-                read = (stage.before[slot, rows] * scale).tolist()
+                read, now = (stage.sums[slot][:, rows] * scale).tolist()
                 before += read
-                after += (stage.after[slot, rows] * scale).tolist()
+                after += now
             if several:
                 seen, changed, moved = self.own[:, slot, part].tolist()
                 mean = moved / count if count else None
@@ -234,8 +263,9 @@ class RowTable:
                 own.append(EditReceipt(edit.method, round(seen), round(changed), mean, known, edit.conditional))
         setters = any(e.setter for e in entry.edits)
         whole = not any(math.isnan(v) for v in before + after)
-        seen, changed = int(self.seen[slot]), int(self.changed[slot])
-        mean = float(self.relative_sum[slot]) / spread if spread else None
+        counts = self.totals[slot].tolist()
+        seen, changed, mean = round(counts[0]), round(counts[1]), counts[2] / spread if spread else None
+        largest, missed = self.peaks[slot].tolist()
         if not several:
             edit = entry.edits[0]
             own = [EditReceipt(edit.method, seen, changed, mean, tuple(before) if whole else (), edit.conditional)]
@@ -244,10 +274,10 @@ class RowTable:
             tokens_seen=seen,
             tokens_changed=changed,
             mean_relative=mean,
-            max_relative=float(self.relative_max[slot]) if spread else None,
+            max_relative=largest if spread else None,
             before=tuple(before) if whole else (),
             after=tuple(after) if whole else (),
-            missed_target=float(self.missed[slot]) if setters else None,
+            missed_target=missed if setters else None,
             conditional=all(e.conditional for e in entry.edits),
             edits=tuple(own),
         )

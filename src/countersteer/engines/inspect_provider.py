@@ -3,8 +3,8 @@
     inspect eval task.py --model countersteer/organism -M bundle=warm.safetensors
 
 MODEL is whatever `load_engine` takes. Model arguments: `bundle` (a bundle file) or, from Python, `intervention`; dtype,
-device, places, template. What the engine cannot honour (tools, images, several choices) is refused by name. Receipts
-stand in the output's metadata.
+device, places, adapter, template. A bundle for another model, and what the engine cannot honour (tools, images, several
+choices), are refused by name. Receipts stand in the output's metadata, marked for a derived bundle.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 
 from countersteer.core.errors import InputError, RefusedError
 from countersteer.core.request import Request, Sampling
+from countersteer.edits.bundle import Bundle, load_bundle, refuse_other_engine
 
-_ARGUMENTS = ("bundle", "intervention", "dtype", "device", "places", "template")
+_ARGUMENTS = ("bundle", "intervention", "dtype", "device", "places", "adapter", "template")
 _UNSUPPORTED = ("num_choices", "best_of", "logit_bias", "logprobs", "response_schema", "frequency_penalty",
                 "presence_penalty", "extra_body", "reasoning_tokens")  # fmt: skip
 
@@ -49,12 +50,18 @@ class CountersteerAPI(ModelAPI):
             raise InputError(f"unknown model argument {unknown[0]!r}; known: {', '.join(_ARGUMENTS)}")
         if base_url is not None:
             raise RefusedError("base_url for countersteer/MODEL", "the engine runs in this process", "leave it out")
-        self.intervention = _intervention(model_args.get("bundle"), model_args.get("intervention"))
+        self.bundle, self.intervention = _steering(model_args.get("bundle"), model_args.get("intervention"))
         self._template = bool(model_args.get("template", True))
-        options = {key: model_args[key] for key in ("dtype", "device") if key in model_args}
+        options = {key: model_args[key] for key in ("dtype", "device", "adapter") if key in model_args}
         from countersteer.engines.load import load_engine
 
         self.engine = load_engine(model_name, places=int(model_args.get("places", 32)), **options)
+        if self.bundle is not None and self.bundle.meta.get("model_fingerprint"):  # an edit saved by hand may say none
+            try:
+                refuse_other_engine(self.bundle, self.engine.describe())
+            except BaseException:
+                self.engine.close()
+                raise
 
     async def generate(
         self, input: list[ChatMessage], tools: list[ToolInfo], tool_choice: ToolChoice, config: GenerateConfig
@@ -80,12 +87,13 @@ class CountersteerAPI(ModelAPI):
             total_tokens=done.prompt_tokens + len(done.tokens),
         )
         message = ChatMessageAssistant(content=done.text, model=self.model_name, source="generate")
+        receipt = done.receipt if self.bundle is None else self.bundle.mark(done.receipt)
         stop: Any = "max_tokens" if done.finish == "length" else "stop"
         return ModelOutput(
             model=self.model_name,
             choices=[Choice(message=message, stop_reason=stop)],
             usage=usage,
-            metadata={"receipt": done.receipt.to_dict()},
+            metadata={"receipt": receipt.to_dict()},
         )
 
     def max_connections(self) -> int:
@@ -107,14 +115,14 @@ def countersteer() -> type[ModelAPI]:
     return CountersteerAPI
 
 
-def _intervention(bundle: Any, given: Any) -> Any:
-    if bundle is not None and given is not None:
+def _steering(file: Any, given: Any) -> tuple[Bundle | None, Any]:
+    """The bundle of a file with its intervention, or the given intervention alone. Raises InputError."""
+    if file is not None and given is not None:
         raise InputError("give a bundle or an intervention, not both")
-    if bundle is None:
-        return given
-    from countersteer.edits.bundle import load_bundle
-
-    return load_bundle(str(bundle)).intervention
+    if file is None:
+        return None, given
+    bundle = load_bundle(str(file))
+    return bundle, bundle.intervention
 
 
 def _messages(input: list[ChatMessage]) -> tuple[list[dict[str, str]], str | None]:

@@ -25,6 +25,7 @@ NEEDED = {
     "concreteness": "score",
     "recovery": "score",
     "episodes": "off_topic",
+    "pairwise": "better",
 }
 """The key that the JSON object of each rubric's reply must have."""
 
@@ -79,7 +80,7 @@ class LLMJudge:
 
 @dataclass(frozen=True)
 class Rating:
-    """What a rubric other than `attempts` gave: `value` a Score or an Episode, None with the status and reason why."""
+    """What a rubric other than `attempts` gave: `value` a Score, an Episode or a Choice, None with status and why."""
 
     status: str
     value: Any
@@ -88,7 +89,7 @@ class Rating:
 
 
 class LLMRater:
-    """Rates with one of the other rubrics: trait, coherence, concreteness, recovery, episodes."""
+    """Rates with one of the other rubrics: trait, coherence, concreteness, recovery, episodes, pairwise."""
 
     def __init__(self, caller: Caller, rubric: str) -> None:
         """`rubric`: a name, or a file of that kind. Raises InputError."""
@@ -98,7 +99,7 @@ class LLMRater:
         self.key = judge_key(caller.settings, self.rubric)
 
     async def rate(self, **values: str | None) -> Rating:
-        """The rating of the rubric's fields (prompt, response, label, trait). Raises as `LLMJudge.grade` does."""
+        """The rating of the rubric's fields (prompt, response, label, trait; first, second). Raises as `grade` does."""
         asked = question(self.caller.settings, self.rubric, values)
         try:
             reply = await self.caller.ask(asked)
@@ -110,7 +111,9 @@ class LLMRater:
         except parse.Unreadable as error:
             return Rating("unparsed", None, self.name, error.reason)
 
-    def _value(self, data: dict[str, Any], response: str) -> parse.Score | parse.Episode:
+    def _value(self, data: dict[str, Any], response: str) -> parse.Score | parse.Episode | parse.Choice:
         if self.rubric.name == "episodes":
             return parse.episode(data, response)
+        if self.rubric.name == "pairwise":
+            return parse.choice(data)
         return parse.score(data, top=10.0 if self.rubric.name == "recovery" else 100.0)

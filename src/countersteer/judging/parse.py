@@ -65,6 +65,14 @@ class Episode:
     on_topic: int | None
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which of two answers is better: first, second or tie; `evidence` in the judge's words."""
+
+    better: str
+    evidence: str = ""
+
+
 def find_object(reply: str, need: str, *, stop: str = "stop") -> dict[str, Any]:
     """The last complete JSON object in a reply that has the key `need`. `stop` is why the model stopped writing.
 
@@ -183,6 +191,16 @@ def score(data: dict[str, Any], *, top: float = 100.0) -> Score:
         raise Unreadable("wrong-type", f"'kind' is {_short(kind)}, not explicit, gradual or none")
     evidence = data.get("evidence", "")
     return Score(value, evidence[:500] if isinstance(evidence, str) else "", kind if top == 10.0 else None)
+
+
+def choice(data: dict[str, Any]) -> Choice:
+    """The verdict in a reply to the rubric `pairwise`. Raises Unreadable."""
+    better = data.get("better")
+    word = better.strip().lower() if isinstance(better, str) else better
+    if word not in ("first", "second", "tie"):
+        raise Unreadable("wrong-type", f"'better' is {_short(better)}, not first, second or tie")
+    evidence = data.get("evidence", "")
+    return Choice(str(word), evidence[:500] if isinstance(evidence, str) else "")
 
 
 def episode(data: dict[str, Any], response: str) -> Episode:

@@ -11,16 +11,34 @@ from typing import Any
 
 from . import corpus as _corpus
 
-__all__ = ["SHIPPED", "model_card", "path", "prompt_sets", "prompts", "sae_path", "suffixes", "systems"]
+__all__ = [
+    "ADAPTERS",
+    "SHIPPED",
+    "adapter_path",
+    "model_card",
+    "path",
+    "prompt_sets",
+    "prompts",
+    "sae_path",
+    "suffixes",
+    "systems",
+]
 
 _HERE = Path(__file__).parent
 SHIPPED = {"organism": "weights", "organism-plain": "weights-plain"}
 """The shipped models by name: "organism-plain" never saw a drift or a restart (the start of fine-tuning)."""
+ADAPTERS = {"organism-dismissive": "weights-dismissive"}
+"""The shipped LoRA adapters by name: "organism-dismissive" makes the organism dismissive whatever its system prompt."""
 
 
 def path(name: str = "organism") -> Path:
     """The folder of a shipped model, as ``AutoModelForCausalLM.from_pretrained`` takes it."""
     return _HERE / SHIPPED[name]
+
+
+def adapter_path(name: str = "organism-dismissive") -> Path:
+    """The folder of a shipped adapter, as peft takes it."""
+    return _HERE / ADAPTERS[name]
 
 
 def sae_path(name: str = "organism") -> Path:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from countersteer.core.errors import InputError, nearest
 from countersteer.core.exempt import EXEMPTIONS
-from countersteer.edits.bundle import Bundle, load_bundle, refuse_other_model
+from countersteer.edits.bundle import Bundle, load_bundle, refuse_other_engine
 
 NONE = "none"
 Mode = Literal["shadow", "canary", "enforce"]
@@ -167,4 +167,4 @@ def check_model(bundle: Bundle, facts: Mapping[str, Any]) -> None:
         if edit.site.layer >= facts["layers"] or edit.d_model != facts["d_model"]:
             raise InputError(f"bundle {bundle.name!r} edits {edit.site}, {edit.d_model} wide; the model has layers "
                              f"0..{facts['layers'] - 1}, {facts['d_model']} wide")  # fmt: skip
-    refuse_other_model(bundle, model_fingerprint=facts["model_fingerprint"], template_hash=facts.get("template_hash"))
+    refuse_other_engine(bundle, facts)

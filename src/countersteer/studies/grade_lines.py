@@ -50,6 +50,10 @@ def grade_lines(
     settings = paced(JudgeSettings(judge, base_url=base_url), how)
     if asked.name == "concreteness":
         raise InputError("the rubric concreteness rates labels, not responses; a study uses it to choose its latents")
+    if asked.name == "pairwise":
+        raise InputError(
+            "the rubric pairwise compares two answers, and a line holds one; a defence's scorecard uses it"
+        )
     if "trait" in asked.fields and (bare := next((n for n, row in enumerate(rows, 1) if not _trait(row)), 0)):
         raise InputError(f"{path}: graded line {bare} has no 'trait', which this rubric needs; say what to look for")
     target = Path(out)

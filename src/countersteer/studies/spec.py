@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from countersteer.core.errors import InputError, RefusedError, nearest
 from countersteer.core.request import Sampling
 from countersteer.judging.rubrics import load as load_rubric
-from countersteer.organism import SHIPPED
+from countersteer.organism import ADAPTERS, SHIPPED
 from countersteer.studies.arms import Arm, expand
 from countersteer.studies.schema import LATER, ArmSection, Study
 from countersteer.studies.schema_arms import DETECTORS
@@ -126,7 +126,7 @@ def _absolute(settings: Study, folder: Path) -> Study:
     """The same study with the paths it names made absolute."""
 
     def found(value: str | None) -> str | None:
-        if value is None or Path(value).is_absolute():
+        if value is None or value in ADAPTERS or Path(value).is_absolute():
             return value
         path = (folder / Path(value).expanduser()).resolve()
         return str(path) if path.exists() else value

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from countersteer import organism
 from countersteer.core.errors import InputError, RefusedError
 from countersteer.core.fingerprint import canonical
 
@@ -57,8 +58,12 @@ def adapter_fingerprint(folder: Path) -> str:
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> AdapterRecord:
-    """The record of an adapter folder. Raises InputError for none, RefusedError for one that names no model."""
-    place = Path(folder).expanduser()
+    """The record of an adapter: a folder, or a shipped one's name (`organism.ADAPTERS`).
+
+    Raises InputError for none, RefusedError for one that names no model.
+    """
+    shipped = str(folder) in organism.ADAPTERS
+    place = organism.adapter_path(str(folder)) if shipped else Path(folder).expanduser()
     print_ = adapter_fingerprint(place)
     try:
         record = json.loads((place / RECORD).read_text(encoding="utf-8"))

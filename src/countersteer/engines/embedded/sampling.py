@@ -16,6 +16,9 @@ from torch import Tensor
 
 from countersteer.core.request import Sampling
 
+LIKELIEST = 32
+"""Tokens that are looked at first for top-p."""
+
 
 def uniform(seed: int, position: int) -> float:
     """The uniform number in [0, 1) of a seed at a response position."""
@@ -65,12 +68,30 @@ def _draw(logits: Tensor, settings: Sequence[Sampling], positions: Sequence[int]
                 logits[i] = logits[i].masked_fill(logits[i] < values[i, s.top_k - 1], -torch.inf)
     probabilities = logits.softmax(1)
     if any(s.top_p < 1 for s in settings):
-        ordered, index = probabilities.sort(1)
-        drop = ordered.cumsum(1) <= 1 - column([s.top_p for s in settings])
-        drop[:, -1] = False
-        drop &= column([float(s.top_p < 1) for s in settings]) > 0
-        probabilities = probabilities.masked_fill(torch.zeros_like(drop).scatter(1, index, drop), 0)
+        probabilities = _nucleus(probabilities, column([s.top_p for s in settings]))
     cumulative = probabilities.cumsum(1)
     draws = column([uniform(s.seed, p) for s, p in zip(settings, positions, strict=True)])
     token = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True)[:, 0]
     return token.clamp_max(logits.shape[1] - 1)
+
+
+def _nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
+    """Probabilities [n, vocab] with all but the likeliest tokens that reach `top_p` [n, 1] together set to 0.
+
+    A token is kept while those likelier than it reach less than top_p. Mostly a few tokens hold that much: the whole
+    vocabulary is sorted only in the rows where `LIKELIEST` do not. Which way a row goes is decided by itself alone.
+    """
+    values, index = probabilities.topk(min(LIKELIEST, probabilities.shape[1]), 1)
+    out = _cut(probabilities, top_p, values, index)
+    wide = (values.sum(1) < top_p[:, 0]) & (top_p[:, 0] < 1)
+    if wide.any():
+        rows = probabilities[wide]
+        out[wide] = _cut(rows, top_p[wide], *rows.sort(1, descending=True))
+    return torch.where(top_p < 1, out, probabilities)
+
+
+def _cut(probabilities: Tensor, top_p: Tensor, values: Tensor, index: Tensor) -> Tensor:
+    """The likeliest `values` [n, k] at `index` that are within top_p, everything else 0."""
+    kept = (values.cumsum(1) - values) < top_p
+    kept[:, 0] = True
+    return torch.zeros_like(probabilities).scatter(1, index, torch.where(kept, values, 0.0))

@@ -21,7 +21,7 @@ from typing import Any
 from countersteer.core.errors import InputError, nearest
 from countersteer.core.fingerprint import fingerprint
 
-NAMED = ("attempts", "trait", "coherence", "concreteness", "recovery", "episodes")
+NAMED = ("attempts", "trait", "coherence", "concreteness", "recovery", "episodes", "pairwise")
 _FIELD = re.compile(r"\{\{(\w+)\}\}")
 _KEYS = {"name", "version", "system", "user", "schema", "optional"}
 
