@@ -69,8 +69,11 @@ def trace(
     for row in found["latents"]:
         before, after, d, p = (_num(row[k]) for k in ("before", "after", "cohen_d", "p_holm"))
         rows.append((str(row["latent"]), str(row["n"]), before, after, d, p, row["label"] or ""))
-    said = "" if found["smallest_d"] is None else f" A d below {found['smallest_d']:.2f} may well have been missed."
-    text = found["sentence"] + (f"{said}\nn counts steering latents\n{table(rows)}" if found["latents"] else "")
+    said = "So few steering latents cannot show a fall, however large."
+    if found["smallest_d"] is not None:
+        said = f"A d below {found['smallest_d']:.2f} may well have been missed."
+    text = found["sentence"]
+    text += f"\n{said} n counts steering latents.\n{table(rows)}" if found["latents"] else ""
     emit({"run": str(run), **found}, as_json=as_json, text=text)
 
 

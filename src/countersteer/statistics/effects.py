@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from countersteer.core.errors import InputError
-from countersteer.statistics.groups import Floats, recode
+from countersteer.statistics.groups import Floats, Ints, recode
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def aligned(
         table[i, count > 0] = total[count > 0] / count[count > 0]
     known = np.isfinite(table)
     filled = np.where(known, table, 0.0)
-    group, count = recode(np.arange(len(series)) if clusters is None else np.asarray(clusters, np.int64))
-    picks = rng.integers(0, max(count, 1), (draws, count))
+    group, count = recode(np.asarray(range(len(series)) if clusters is None else clusters, np.int64))
+    picks: Ints = rng.integers(0, max(count, 1), (draws, count))
     drawn_clusters = np.stack([np.bincount(p, minlength=count) for p in picks])
     weights = drawn_clusters[:, group] if count else np.zeros((draws, 0))
     out: list[dict[str, float | int | None]] = []

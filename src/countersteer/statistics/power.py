@@ -129,5 +129,5 @@ def smallest(found: Contrast, *, alpha: float = 0.05, power: float = 0.8) -> Sma
         variance = ours + theirs - 2.0 * paired * math.sqrt(ours * theirs)
         return abs(rate - base) - reach * math.sqrt(max(variance, 0.0))
 
-    ends = [optimize.brentq(lacking, base, end) - base if lacking(end) > 0 else None for end in (1.0, 0.0)]
-    return Smallest(*(None if v is None else float(v) for v in ends))
+    rise, fall = (float(optimize.brentq(lacking, base, end)) - base if lacking(end) > 0 else None for end in (1.0, 0.0))
+    return Smallest(rise, fall)
