@@ -19,6 +19,7 @@ from countersteer.report.agreement import agreement
 from countersteer.report.summary import summarise
 from countersteer.store import Run
 from countersteer.store.import_results import import_results
+from countersteer.studies.detectors import compare_steered
 from countersteer.studies.episodes import episodes, token_starts
 from countersteer.studies.read_again import judge_run
 from countersteer.studies.rejudge import human, sample
@@ -60,9 +61,9 @@ def some() -> list[planted.T]:
     return better + worse + single + [planted.T(2, "p3", (10.0, 20.0, 30.0))]
 
 
-def traced(run: Run, latents: list[int]) -> dict[str, Any]:
-    engine = ScriptedEngine({}, shape=Shape(4, D), residuals=residuals)
-    return asyncio.run(trace(run, engine, FakeSae(), latents, layer=2, reach=20, bins=10))
+def traced(run: Run, latents: list[int], arm: str | None = None, read: Any = residuals) -> dict[str, Any]:
+    engine = ScriptedEngine({}, shape=Shape(4, D), residuals=read)
+    return asyncio.run(trace(run, engine, FakeSae(), latents, layer=2, arm=arm, reach=20, bins=10))
 
 
 def test_episodes_are_two_attempts_of_which_the_second_is_better(tmp_path: Path) -> None:
@@ -76,8 +77,8 @@ def test_episodes_are_two_attempts_of_which_the_second_is_better(tmp_path: Path)
 
 
 def test_a_trace_finds_the_latent_that_falls_and_not_the_one_that_does_not(tmp_path: Path) -> None:
-    found = traced(make(tmp_path / "r", some()), [0, 1])
-    assert found["status"] == "ok" and found["episodes"] == 8 and found["matched"] == 8
+    found = traced(make(tmp_path / "r", some()), [0, 1], arm="base")
+    assert found["status"] == "ok" and found["episodes"] == found["steering_latents"] == 8 and found["matched"] == 8
     falls, stays = found["latents"]
     assert falls["before"] == 2.0 and falls["after"] == 0.0 and falls["p_holm"] < 0.05 and falls["cliff_delta"] == 1.0
     assert stays["before"] == stays["after"] == 1.0 and stays["p_holm"] is None
@@ -86,12 +87,97 @@ def test_a_trace_finds_the_latent_that_falls_and_not_the_one_that_does_not(tmp_p
     assert curve[0.0] == curve[4.0] == 0.5
     assert all(row["mean"] == 0.5 for row in found["curves"]["matched"] if row["n"])
     assert found["baseline"] == 8 and stays["after_ratio"] == 1.0 and falls["before_ratio"] is None
-    assert "1 of 2 latents" in found["sentence"]
+    assert "1 of 2 latents are" in found["sentence"]
+    assert falls["difference"] == 2.0 and falls["interval"] is None, "every latent falls by the same"
+
+
+def test_steered_arms_are_pooled_and_others_are_counted(tmp_path: Path) -> None:
+    """Improving episodes are rare: base alone has none here. Arms that are not steered as base is are not mixed in."""
+    one = [planted.T(k, "p0", (10.0, 80.0), text=f"Fold {k}. ") for k in range(6)]
+    single = [planted.T(k, "p0", (60.0,), text=f"Fold once {k}. ") for k in range(6)]
+    arms = {"base": single, "sweep@1": [*one, *single], "again": one[:2], "prefilled": one, "clamped": one[:3],
+            "cut": one[:1], "plain": one}  # fmt: skip
+    settings = {"prefilled": {"prefix": {"of": "base", "part": "start"}}, "clamped": {"clamp": [1]},
+                "cut": {"span": "until(restart)"}, "plain": {"steered": False}}  # fmt: skip
+    run = planted.plant(tmp_path / "r", planted.Planted(arms, settings=settings))
+    found = traced(run, [0])
+    assert found["arm"] is None and found["episodes"] == 6, "the texts of `again` are those of `sweep@1`"
+    assert {k: (v["episodes"], v["read"]) for k, v in found["arms"].items()} == {
+        "base": (0, True), "sweep@1": (6, True), "again": (2, True), "prefilled": (6, False), "clamped": (3, False),
+        "cut": (1, False), "plain": (6, False),
+    }  # fmt: skip
+    assert "sweep@1 6" in found["sentence"] and found["matched"] == 6 and found["smallest_d"] is not None
+    assert traced(run, [0], arm="clamped")["episodes"] == 3
+    none = traced(run, [0], arm="base")
+    assert none["status"] == "no-episodes" and "sweep@1: 6" in none["sentence"] and "--arm" in none["sentence"]
+
+
+def test_episodes_of_one_steering_latent_are_one_value(tmp_path: Path) -> None:
+    """Eight latents with forty episodes each: what falls or rises by latent is noise among eight, not among 320."""
+    from scipy import stats
+
+    trials = [planted.T(k, f"p{i}", (10.0, 80.0), text=f"Fold {k}. ") for k in range(8) for i in range(40)]
+    shift = np.random.default_rng(7).normal(0.4, 1.0, 8)
+
+    def read(text: str, site: Site) -> Any:
+        words = text.split()
+        out = np.full((1 + len(words), D), 5.0, np.float32)
+        stop = 1 + words.index("Wait,")
+        out[:stop, 0] += shift[int(words[words.index("Fold") + 1].rstrip("."))]
+        return out
+
+    found = traced(make(tmp_path / "r", trials), [0], arm="base", read=read)
+    (row,) = found["latents"]
+    gap = shift
+    assert (found["episodes"], found["steering_latents"], row["n"], row["episodes"]) == (320, 8, 8, 320)
+    assert row["wilcoxon_p"] == pytest.approx(stats.wilcoxon(gap, alternative="greater").pvalue)
+    assert row["t_p"] == pytest.approx(stats.ttest_1samp(gap, 0).pvalue, rel=1e-4) and row["t_p"] > 0.05
+    naive = stats.ttest_1samp(np.repeat(gap, 40), 0).pvalue
+    assert naive < 1e-4, "which forty copies each would have called a finding"
+    reach = stats.t.ppf(0.975, 7) * gap.std(ddof=1) / np.sqrt(8)
+    assert row["interval"] == pytest.approx((gap.mean() - reach, gap.mean() + reach), rel=1e-4)
+    assert "none of 1 latents is shown" in found["sentence"]
+
+
+def test_detectors_in_steered_responses_are_tested_by_steering_latent(tmp_path: Path) -> None:
+    """Latent 0 follows the steering latent, as restarts do; latent 1 fires where there is a restart."""
+    from scipy import stats
+
+    draw = np.random.default_rng(36)
+    content = draw.normal(0, 2, 16)
+    often = draw.permutation(16) < 6  # latents that restart on four prompts of five, the others on one
+    trials = [
+        planted.T(k, f"p{i}", (10.0, 20.0) if (i > 0) == often[k] else (30.0,), text=f"Fold {k}. ")
+        for k in range(16) for i in range(5)
+    ]  # fmt: skip
+
+    def read(text: str, site: Site) -> Any:
+        words = text.split()
+        out = np.zeros((1 + len(words), D), np.float32)
+        out[1:, 0] = 9.0 + content[int(words[words.index("Fold") + 1].rstrip("."))]
+        out[1:, 1] = 3.0 + 2.0 * ("Wait," in words)
+        return out
+
+    run = make(tmp_path / "r", trials)
+    engine = ScriptedEngine({}, shape=Shape(4, D), residuals=read)
+    chosen = [t for t in run.trials("base") if t.scores]
+    found = asyncio.run(compare_steered(engine, FakeSae(), chosen, [0, 1], layer=2, seed=0))
+    follows, decides = found["rows"]
+    assert (found["restarts"], found["latents"], found["restart_latents"]) == (34, 16, 16)
+    values = np.array([content[t.plan.latent] for t in chosen])
+    restarts = np.array([len(t.scores) > 1 for t in chosen])
+    naive = stats.mannwhitneyu(values[restarts], values[~restarts])
+    assert follows["auc"] == pytest.approx(naive.statistic / (34 * 46)) and naive.pvalue < 0.05
+    assert follows["p"] > 3 * naive.pvalue and follows["p_holm"] > 0.05, "sixteen latents, not eighty responses"
+    assert follows["interval"][0] < 0.5 < follows["interval"][1]
+    assert decides["auc"] == 1.0 and decides["p_holm"] < 0.01 and decides["interval"][0] > 0.6
+    assert 0.6 < decides["detectable"] < 0.9 and decides["label"] == "dogs"
 
 
 def test_no_episode_is_a_status_and_a_sentence(tmp_path: Path) -> None:
     found = traced(make(tmp_path / "r", [planted.T(1, "p", (50.0,)), planted.T(2, "p", (50.0, 20.0))]), [0])
     assert found["status"] == "no-episodes" and "there is no trace" in found["sentence"] and not found["latents"]
+    assert "Nor has any other" in found["sentence"]
     run = Run.open(tmp_path / "r")
     with pytest.raises(InputError, match="no arm 'bse'"):
         asyncio.run(trace(run, None, FakeSae(), [0], layer=2, arm="bse"))

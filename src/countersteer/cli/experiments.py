@@ -49,7 +49,9 @@ def detectors(
 
 def trace(
     run: Folder,
-    arm: Annotated[str | None, typer.Option("--arm", help="Arm whose episodes are read; base if not given.")] = None,
+    arm: Annotated[
+        str | None, typer.Option("--arm", help="Arm whose episodes are read; else all steered ones.")
+    ] = None,
     latents: Annotated[
         str, typer.Option("--latents", help='Ids ("3,9"), "detectors", or "backtracking" (by label).')
     ] = "detectors",
@@ -67,7 +69,11 @@ def trace(
     for row in found["latents"]:
         before, after, d, p = (_num(row[k]) for k in ("before", "after", "cohen_d", "p_holm"))
         rows.append((str(row["latent"]), str(row["n"]), before, after, d, p, row["label"] or ""))
-    text = found["sentence"] + (f"\n{table(rows)}" if found["latents"] else "")
+    said = "So few steering latents cannot show a fall, however large."
+    if found["smallest_d"] is not None:
+        said = f"A d below {found['smallest_d']:.2f} may well have been missed."
+    text = found["sentence"]
+    text += f"\n{said} n counts steering latents.\n{table(rows)}" if found["latents"] else ""
     emit({"run": str(run), **found}, as_json=as_json, text=text)
 
 

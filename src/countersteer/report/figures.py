@@ -37,11 +37,13 @@ class Figure:
 def figures(run: RunReader, result: Mapping[str, Any]) -> list[Figure]:
     """Every figure that the run has data for, drawn."""
     made = []
+    plain = [n for n, a in result["arms"].items() if n == result["base"] or not a["settings"].get("steered")][:4]
     for name, title, caption, chart in (
         ("rates", "How often the model begins again, and ends better", _RATES, rates(result)),
         ("recovery", "Is correcting itself better than trying again?", _RECOVERY, recovery(result)),
-        ("scores", "Scores of first attempts", _SCORES, scores(result)),
-        ("changes", "What the later attempts change", _CHANGES, changes(result)),
+        ("scores", "Scores of first attempts, all arms", _SCORES, scores(result)),
+        ("first_scores", "Scores of first attempts", _SCORES, scores(result, plain)),
+        ("changes", "What the later attempts change", _CHANGES, changes(result, plain)),
         ("dose", "Dose and response", _DOSE, dose(run, result)),
         ("levels", "Strength against resistance", _LEVELS, levels(result)),
         ("strengths", "Calibrated strengths", _STRENGTHS, strengths(run)),
@@ -122,23 +124,26 @@ def recovery(result: Mapping[str, Any]) -> Any:
     return _interval_chart(rows, title=title, order=list(arms), kinds=list(names.values()))
 
 
-def scores(result: Mapping[str, Any]) -> Any:
-    """Histogram of first-attempt scores, one panel per arm."""
-    return _histograms(result, "first_scores", (0.0, 100.0), title="score of the first attempt", share=True)
+def scores(result: Mapping[str, Any], arms: Sequence[str] | None = None) -> Any:
+    """Histogram of first-attempt scores, one panel per arm (of `arms`, or of all)."""
+    return _histograms(result, "first_scores", (0.0, 100.0), arms, title="score of the first attempt", share=True)
 
 
-def changes(result: Mapping[str, Any]) -> Any:
-    """Histogram of last less first score, one panel per arm with multi-attempt responses."""
-    return _histograms(result, "changes", (-100.0, 100.0), title="last attempt less first attempt", share=False)
+def changes(result: Mapping[str, Any], arms: Sequence[str] | None = None) -> Any:
+    """Histogram of last less first score, one panel per arm with multi-attempt responses (of `arms`, or of all)."""
+    return _histograms(result, "changes", (-100.0, 100.0), arms, title="last attempt less first attempt", share=False)
 
 
 def _histograms(
-    result: Mapping[str, Any], key: str, span: tuple[float, float], *, title: str, share: bool
+    result: Mapping[str, Any], key: str, span: tuple[float, float], names: Sequence[str] | None, *, title: str,
+    share: bool,
 ) -> Any:  # fmt: skip
     import altair as alt
 
     rows = []
     for name, arm in result["arms"].items():
+        if names is not None and name not in names:
+            continue
         counts = arm[key]
         total = sum(counts)
         step = (span[1] - span[0]) / max(len(counts), 1)

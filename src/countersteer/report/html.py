@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from countersteer.report.figures import figures
+from countersteer.report import forest
+from countersteer.report.figures import Figure, figures
 from countersteer.report.questions import questions
+from countersteer.report.section import Section
 from countersteer.report.transcripts import RULE, examples
-from countersteer.report.words import NAMES, WHY, answers, headline, limits, number, p_value, spent, warnings
+from countersteer.report.words import NAMES, headline, limits, number, p_value, spent, warnings
 from countersteer.store.errors import one_line
 from countersteer.store.reading import RunReader
 
@@ -28,8 +30,9 @@ ARM_METRICS = (
     "recovery",
     "whole_response",
 )
-CONTRASTED = ("first_attempt", "multi_attempt", "esr", "improvement")
 MAX_LATENTS = 200
+MANY_ARMS = 8
+"""Beyond this many arms the tables of all arms are folded."""
 
 
 def write(run: RunReader, result: Mapping[str, Any], target: str | os.PathLike[str]) -> None:
@@ -53,23 +56,23 @@ def page(run: RunReader, result: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(number=number, limits=limits, p_value=p_value, names=NAMES, why=WHY, spent=spent)
+    environment.globals.update(number=number, limits=limits, p_value=p_value, names=NAMES, spent=spent)
     with one_line(run.path, "read"):
         made = datetime.fromtimestamp(run.path.stat().st_mtime, tz=UTC)
     latents = run.latents()
-    drawn = [
-        {"name": f.name, "title": f.title, "caption": f.caption, "svg": Markup(f.svg)} for f in figures(run, result)
-    ]
+    sections = questions(result)
+    drawn = {figure.name: figure for figure in figures(run, result)}
     return environment.get_template("report.html.j2").render(
         result=result,
         headline=headline(result),
-        answers=[*answers(result), *questions(result)],
+        sections=[(section, [_shown(f, Markup) for f in _figures(section, drawn)]) for section in sections],
         warnings=warnings(result),
-        figures=drawn,
+        more=[_shown(drawn[name], Markup) for name in ("rates", "scores") if name in drawn],
+        folded=len(result["arms"]) > MANY_ARMS,
+        agreement=result["experiments"]["agreement"] or [],
         examples=examples(run),
         rule=RULE,
         arm_metrics=ARM_METRICS,
-        contrasted=CONTRASTED,
         facts=facts(run.header),
         settings=settings(run.header),
         latents=latents[:MAX_LATENTS],
@@ -77,6 +80,19 @@ def page(run: RunReader, result: Mapping[str, Any]) -> str:
         study=run.study,
         written=f"{made:%Y-%m-%d %H:%M} UTC",
     )
+
+
+def _figures(section: Section, drawn: Mapping[str, Figure]) -> list[Figure]:
+    """The figures of a section: its own plot first."""
+    own = []
+    if section.forest is not None:
+        told = f"{section.question} Dots with 95% intervals; an open dot has none."
+        own.append(Figure(f"of-{section.name}", "", told, forest.draw(section.forest, told)))
+    return own + [drawn[name] for name in section.figures if name in drawn]
+
+
+def _shown(figure: Figure, safe: Callable[[str], str]) -> dict[str, str]:
+    return {"name": figure.name, "title": figure.title, "caption": figure.caption, "svg": safe(figure.svg)}
 
 
 def facts(header: Mapping[str, Any]) -> list[tuple[str, str]]:

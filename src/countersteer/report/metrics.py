@@ -2,8 +2,9 @@
 
 Over valid trials: mean first-attempt score; multi-attempt rate; ESR rate (more than one attempt, the last strictly
 above the first). Over multi-attempt trials: improvement rate, its resample baseline, recovery (improvement minus that
-baseline), mean improvement; and whole-response recovery, over those rated as a whole. A metric with an empty
-denominator is None, with the reason in `missing`.
+baseline), mean improvement; and whole-response recovery, over those rated as a whole. Over trials with a given prefix
+whose continuation was judged by itself: its first score. A metric with an empty denominator is None, with the reason in
+`missing`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from countersteer.report.outcomes import Outcome
-from countersteer.statistics import Rate, Retry, design_effect, mean, rate, resample_baseline, wilson
+from countersteer.statistics import Rate, ResampleBaseline, Retry, design_effect, mean, rate, resample_baseline, wilson
 
 RATES = ("multi_attempt", "improvement", "esr", "whole_response")
 METRICS = ("first_attempt", "multi_attempt", "improvement", "esr")
@@ -40,6 +42,8 @@ def values(metric: str, outcomes: Sequence[Outcome]) -> list[float | None]:
             return [o.scores[-1] - o.scores[0] if len(o.scores) > 1 else None for o in outcomes]
         case "whole_response":
             return [None if o.whole is None or not o.scores else float(o.whole) for o in outcomes]
+        case "continuation":
+            return [o.continuation for o in outcomes]
     raise ValueError(f"unknown metric {metric!r}")
 
 
@@ -71,10 +75,11 @@ def measure(outcomes: Sequence[Outcome], *, effects: Mapping[str, float], rng: G
     """
     latents, prompts = _codes([o.latent for o in outcomes]), _codes([o.prompt for o in outcomes])
     found: dict[str, Any] = {}
-    for metric in ("first_attempt", "mean_improvement"):
+    for metric in ("first_attempt", "mean_improvement", "continuation"):
         found[metric] = mean(values(metric, outcomes), latents, prompts, rng(metric)).as_dict()
     for name in ("interval", "interval_new_prompts"):
-        found["first_attempt"][name] = _within(found["first_attempt"][name], 100.0)
+        for metric in ("first_attempt", "continuation"):
+            found[metric][name] = _within(found[metric][name], 100.0)
     for metric in RATES:
         found[metric] = rate(values(metric, outcomes), latents, prompts, deff_at_zero=effects[metric]).as_dict()
     found |= _against_fresh(outcomes, rng)
@@ -87,6 +92,7 @@ def measure(outcomes: Sequence[Outcome], *, effects: Mapping[str, float], rng: G
         "esr",
         "mean_improvement",
         "whole_response",
+        "continuation",
     )
     missing = {name: _why(name, outcomes) for name in order if not found[name]["n"]}
     metrics = {name: None if name in missing else found[name] for name in order}
@@ -111,6 +117,10 @@ def _against_fresh(outcomes: Sequence[Outcome], rng: Generators) -> dict[str, An
             "interval_new_prompts": None,
             "wilson": None,
             "n": found.trials,
+            "p": found.p,
+            "p_holm": None,
+            "latents": found.clusters,
+            "detectable": _detectable(found),
         },
         "resamples": {
             "trials": found.trials,
@@ -122,6 +132,13 @@ def _against_fresh(outcomes: Sequence[Outcome], rng: Generators) -> dict[str, An
             "baseline_ties": found.baseline_ties,
         },
     }
+
+
+def _detectable(found: ResampleBaseline) -> float | None:
+    """The smallest recovery that is found four times in five at 5%; None where too little varies to say."""
+    if not found.error:
+        return None
+    return float((stats.t.isf(0.025, found.clusters - 1) + stats.t.ppf(0.8, found.clusters - 1)) * found.error)
 
 
 def _share(found: Rate) -> dict[str, Any]:
@@ -146,6 +163,8 @@ def _why(metric: str, outcomes: Sequence[Outcome]) -> str:
         return "no trial"
     if not any(o.valid for o in outcomes):
         return "no valid trial"
+    if metric == "continuation":
+        return "what the model wrote after a given prefix was not judged by itself"
     if metric in ("improvement", "mean_improvement") or not any(o.multi for o in outcomes):
         return "no multi-attempt trial"
     if metric == "whole_response":

@@ -23,8 +23,9 @@ class Outcome:
     `steered`: its receipt names an edited layer; `acted`: a token was changed there. `relative`: the largest layer's
     mean |h' - h| / |h|. `clamp_acted`, `clamp_relative`: the same of its clamps alone (None: the receipt does not tell
     edits apart, or there is no clamp). `fresh`: first score of each fresh draw (None: none) and whether that text is
-    degraded. `whole`: whether the response recovers as a whole (None: not rated). `text_hash` compares texts within
-    one process.
+    degraded. `whole`: whether the response recovers as a whole (None: not rated). `continuation`: first score of what
+    the model wrote after a given prefix, judged by itself (None: not judged so). `turned`: the engine saw a restart,
+    at which spans that follow the text turn. `text_hash` compares texts within one process.
     """
 
     ordinal: int
@@ -43,6 +44,8 @@ class Outcome:
     clamp_acted: bool | None = None
     clamp_relative: float | None = None
     whole: bool | None = None
+    continuation: float | None = None
+    turned: bool = False
 
     @property
     def valid(self) -> bool:
@@ -65,6 +68,8 @@ class Outcome:
         return (self.latent, self.prompt, self.seed)
 
 
+TURNED = "restart complete"
+"""How an engine's receipt notes that a span which follows the text has turned."""
 Rater = Callable[[Trial], bool | None]
 CLAMPS = ("clamp", "ablate")
 
@@ -79,10 +84,35 @@ def collect(run: RunReader, arm: str, whole: Rater | None = None) -> list[Outcom
         if draw.status != PENDING:
             first = draw.first if draw.status == OK else None
             fresh.setdefault(draw.ordinal, []).append((first, _degraded(draw.text)))
-    return [outcome(trial, tuple(fresh.get(trial.plan.ordinal, ())), whole) for trial in run.trials(arm)]
+    alone = bool(run.arms().get(arm, {}).get("judged_alone"))
+    return [
+        outcome(
+            trial,
+            tuple(fresh.get(trial.plan.ordinal, ())),
+            whole,
+            continuation=_continuation(run, trial) if alone else None,
+        )
+        for trial in run.trials(arm)
+    ]
 
 
-def outcome(trial: Trial, fresh: tuple[tuple[float | None, bool], ...] = (), whole: Rater | None = None) -> Outcome:
+def _continuation(run: RunReader, trial: Trial) -> float | None:
+    """The first score of what the model wrote after its given prefix; None unless it was judged by itself."""
+    if not trial.written.strip():
+        return None
+    grade = run.grade(trial.plan.prompt, trial.plan.label, trial.written)
+    if grade is None or grade["status"] != OK:
+        return None
+    return next((float(a["score"]) for a in grade["attempts"] if a["score"] is not None), None)
+
+
+def outcome(
+    trial: Trial,
+    fresh: tuple[tuple[float | None, bool], ...] = (),
+    whole: Rater | None = None,
+    *,
+    continuation: float | None = None,
+) -> Outcome:
     """What counts of a stored trial."""
     layers = (trial.receipt or {}).get("layers", ())
     relative = [layer["mean_relative"] for layer in layers if layer.get("mean_relative") is not None]
@@ -107,6 +137,8 @@ def outcome(trial: Trial, fresh: tuple[tuple[float | None, bool], ...] = (), who
         clamp_acted=any(e["tokens_changed"] for e in clamps) if clamps else None,
         clamp_relative=max(moved, default=None),
         whole=whole(trial) if whole is not None and len(scores) > 1 else None,
+        continuation=continuation,
+        turned=any(note.startswith(TURNED) for note in (trial.receipt or {}).get("notes", ())),
     )
 
 

@@ -12,28 +12,26 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from countersteer.core.fingerprint import rng
-from countersteer.core.trial import OK
-from countersteer.report.contrasts import contrasts
-from countersteer.report.metrics import METRICS, measure, zero_event_effects
-from countersteer.report.outcomes import Outcome, collect, counts, without_degraded
-from countersteer.report.questions import experiments
+from countersteer.report.calibrated import calibrated
+from countersteer.report.contrasts import compare, contrasts, correct, matched_prefixes
+from countersteer.report.facts import counted, note_of, same_text, turned
+from countersteer.report.found import experiments
+from countersteer.report.metrics import METRICS, measure, values, zero_event_effects
+from countersteer.report.outcomes import Outcome, collect, without_degraded
 from countersteer.report.whole import CAUTION, whole_responses
-from countersteer.statistics import holm
+from countersteer.statistics import among, holm
 from countersteer.store.reading import RunReader
-from countersteer.store.rows import PENDING
 
 CAVEAT = "The organism is a test animal: its numbers are not evidence about real models."
-BINS = 20
 
 
 def summarise(run: RunReader) -> dict[str, Any]:
     """The result of a run, finished or not, as plain JSON data. Raises StoreError.
 
-    run, study, model, base, finished, arms, contrasts, contrasts_without_degraded, calibration, whole_response,
-    experiments, tokens, judging, seconds, notes, caveat. See docs/report.md for every key.
+    run, study, model, base, finished, arms, contrasts, contrasts_without_degraded, detectors_against_random,
+    matched_prefix, levels, calibration, whole_response, experiments, tokens, judging, seconds, notes, caveat. See
+    docs/report.md for every key.
     """
     with _unwalked():
         return _summarise(run)
@@ -66,8 +64,8 @@ def _summarise(run: RunReader) -> dict[str, Any]:
 
     def one(name: str) -> dict[str, Any]:
         outcomes = arms[name]
-        facts = _facts(outcomes)
-        facts["same_as_base"] = None if name == base else len(_same(outcomes, arms.get(base, [])))
+        facts = counted(outcomes)
+        facts["same_as_base"] = None if name == base else len(same_text(outcomes, arms.get(base, [])))
         metrics = measure(outcomes, effects=effects, rng=partial(draws, name))
         same = clean_effects == effects and clean[name] == outcomes
         rest = (
@@ -75,7 +73,8 @@ def _summarise(run: RunReader) -> dict[str, Any]:
             if same
             else measure(clean[name], effects=clean_effects, rng=partial(draws, name, "without degraded"))
         )
-        note = _note(described[name], outcomes, arms.get(base, []) if name != base else [])
+        facts["turned"] = turned(described[name], outcomes)
+        note = note_of(described[name], outcomes, arms.get(base, []) if name != base else [])
         left = {"valid": sum(o.valid for o in clean[name]), **rest}
         return {**facts, **metrics, "note": note, "settings": described[name], "without_degraded": left}
 
@@ -84,6 +83,10 @@ def _summarise(run: RunReader) -> dict[str, Any]:
     again = compared
     if anything_degraded:
         again = contrasts(clean, base, effects=clean_effects, rng=partial(draws, "without degraded"), against=against)
+    measured = {name: one(name) for name in arms}
+    recovered = [m["recovery"] for m in measured.values() if m["recovery"]]
+    for metric, p in zip(recovered, holm([m["p"] for m in recovered]), strict=True):
+        metric["p_holm"] = p
     is_organism = str(study.get("model", "")).startswith("organism")
     return {
         "run": str(run.folder),
@@ -91,11 +94,13 @@ def _summarise(run: RunReader) -> dict[str, Any]:
         "model": study.get("model"),
         "base": base,
         "finished": run.finished,
-        "arms": {name: one(name) for name in arms},
+        "arms": measured,
         "contrasts": compared,
         "contrasts_without_degraded": again,
         "detectors_against_random": _against_random(arms, described, effects, draws),
-        "calibration": calibration(run),
+        "matched_prefix": matched_prefixes(arms, described, draws),
+        "levels": _levels(arms, described, draws),
+        "calibration": calibrated(run, arms.get(base, []), draws),
         "whole_response": None if rated is None else {"judge": rated.judge, "rule": rated.rule, "caution": CAUTION},
         "experiments": experiments(run),
         "tokens": run.tokens(),
@@ -127,108 +132,42 @@ def _against_random(
     if own is None:
         return {}
     found = {
-        name: contrasts({name: arms[name], own: arms[own]}, name, effects=effects, rng=partial(draws, name))[own]
+        name: compare(
+            arms[own], {o.key: o for o in arms[name]}, effects, lambda m, name=name: draws(name, "contrast", own, m)
+        )
         for name in sets
     }
     for metric in METRICS:
-        adjusted = holm([rows[metric]["p"] for rows in found.values()])
-        for rows, p in zip(found.values(), adjusted, strict=True):
-            rows[metric] |= {"p_holm": p, "arm": own}
+        correct([rows[metric] for rows in found.values()])
+        for name, rows in found.items():
+            rows[metric] |= {"arm": own, "against": name}
     return found
 
 
-def _facts(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Counts of an arm: trials, statuses, receipts, attempts, scores."""
-    valid = [o for o in outcomes if o.valid]
-    relative = [o.relative for o in outcomes if o.acted and o.relative is not None]
-    strengths = [o.strength for o in outcomes if o.strength is not None]
-    first = [o.scores[0] for o in valid]
-    change = [o.scores[-1] - o.scores[0] for o in valid if o.multi]
-    return {
-        "trials": len(outcomes),
-        "valid": len(valid),
-        "statuses": counts([o.status for o in outcomes]),
-        "acted": sum(o.acted for o in outcomes),
-        "degraded": sum(o.degraded for o in outcomes),
-        "latents": len({o.latent for o in valid}),
-        "prompts": len({o.prompt for o in valid}),
-        "attempts": {str(k): sum(len(o.scores) == k for o in valid) for k in sorted({len(o.scores) for o in valid})},
-        "first_scores": [int(n) for n in np.histogram(first, bins=BINS, range=(0.0, 100.0))[0]],
-        "changes": [int(n) for n in np.histogram(change, bins=BINS, range=(-100.0, 100.0))[0]],
-        "mean_strength": float(np.mean(strengths)) if strengths else None,
-        "perturbation": float(np.mean(relative)) if relative else None,
-        "clamp": _clamp(outcomes),
-    }
+def _levels(
+    arms: Mapping[str, Sequence[Outcome]], described: Mapping[str, Any], draws: Any
+) -> dict[str, dict[str, Any]]:
+    """Per family of levels of one arm (`sweep@-1`, `sweep@0`, ...): do they differ among themselves at all?
 
-
-def _clamp(outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
-    """What the clamps of an arm did by themselves, as measured; None without clamps or without their receipts."""
-    told = [o for o in outcomes if o.clamp_acted is not None]
-    if not told:
-        return None
-    moved = [o.clamp_relative for o in told if o.clamp_relative is not None]
-    return {
-        "responses": len(told),
-        "acted": sum(bool(o.clamp_acted) for o in told),
-        "perturbation": float(np.mean(moved)) if moved else None,
-    }
-
-
-def _note(settings: Mapping[str, Any], outcomes: Sequence[Outcome], base: Sequence[Outcome]) -> str | None:
-    """What a reader must know of an arm before reading its numbers, in words, or None."""
-    notes = []
-    done = [o for o in outcomes if o.status not in (PENDING, "uncalibrated")]
-    waiting = sum(o.status == PENDING for o in outcomes)
-    if waiting:
-        notes.append(f"{waiting} of {len(outcomes)} trials are still to be run")
-    if done and not any(o.valid for o in outcomes):
-        notes.append("no trial is valid, so there is nothing to compute rates from")
-    intended = settings.get("steered") or settings.get("clamp")
-    if done and intended and not any(o.acted for o in outcomes):
-        notes.append("nothing ever acted: no edit of this arm changed a token of any response")
-    held = _clamp(outcomes)
-    if held and not held["acted"] and any(o.acted for o in outcomes):
-        notes.append("the clamp never acted: it changed no token of any response, only the steering did")
-    same = _same(outcomes, base)
-    if same and len(same) == sum(o.status == OK for o in outcomes):
-        notes.append("every response equals that of base: what this arm changes had no effect on the text")
-    return "; ".join(notes) or None
-
-
-def _same(outcomes: Sequence[Outcome], base: Sequence[Outcome]) -> list[Outcome]:
-    """The outcomes whose text equals that of base's trial of the same latent, prompt and seed."""
-    theirs = {o.key: o.text_hash for o in base if o.status == OK}
-    return [o for o in outcomes if o.status == OK and theirs.get(o.key) == o.text_hash]
-
-
-def calibration(run: RunReader) -> dict[str, Any] | None:
-    """Digest, method, target, counts by status and the distribution of strengths; None before or without one.
-
-    `strengths` are in the latents' own units, `relative` in units of median |h| / |W_dec[k]|.
+    {ROOT: {"arms": [...], METRIC: {"p", "latents"}}}, by shuffling levels within whole latents.
     """
-    artefact = run.calibration()
-    if artefact is None:
-        return None
-    rows = run.latents()
-    found = [row for row in rows if row.status == "ok" and row.strength is not None]
-    answers = counts([answer.status for answer in run.answers()])
-    return {
-        "digest": artefact.get("digest"),
-        "method": artefact.get("settings", {}).get("method"),
-        "target": artefact.get("settings", {}).get("target"),
-        "units": artefact.get("context", {}).get("units"),
-        "counts": {"latents": len(rows), **counts([row.status for row in rows])},
-        "generations": sum(answers.values()),
-        "answers": answers,
-        "strengths": _distribution([row.strength for row in found if row.strength is not None]),
-        "relative": _distribution([row.strength / row.unit for row in found if row.strength is not None and row.unit]),
-    }
+    families: dict[str, list[str]] = {}
+    for name, settings in described.items():
+        root, at, _ = name.rpartition("@")
+        if at and ("strength_sd" in settings or "strength_scale" in settings) and not settings.get("clamp_rule"):
+            families.setdefault(root, []).append(name)
+    found = {}
+    for root, names in families.items():
+        if len(names) < 3 or len({_level(described[name]) for name in names}) < len(names):
+            continue
+        tests = {}
+        for metric in METRICS:
+            given = {n: (values(metric, arms[n]), [o.latent for o in arms[n]]) for n in names}
+            made = among(given, draws("levels", root, metric))
+            tests[metric] = {"p": made.p, "latents": made.latents}
+        found[root] = {"arms": names, **tests}
+    return found
 
 
-def _distribution(values: Sequence[float]) -> dict[str, float | int] | None:
-    if not values:
-        return None
-    points = np.quantile(values, [0.0, 0.25, 0.5, 0.75, 1.0])
-    named = dict(zip(("min", "q1", "median", "q3", "max"), (float(p) for p in points), strict=True))
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return {"n": len(values), "mean": float(np.mean(values)), "sd": spread, **named}
+def _level(settings: Mapping[str, Any]) -> Any:
+    return settings.get("strength_sd", settings.get("strength_scale"))

@@ -5,14 +5,18 @@ explained in docs/statistics.md. Calibration of strengths is the subpackage `cal
 """
 
 from countersteer.statistics.agreement import Agreement, LabelAgreement, ScoreAgreement
+from countersteer.statistics.auc import ClusteredAuc, clustered_auc
 from countersteer.statistics.bootstrap import mean
 from countersteer.statistics.contrasts import Contrast, Pairs, contrast, holm, pair
-from countersteer.statistics.power import Design, Detectable, detectable
+from countersteer.statistics.levels import Among, among
+from countersteer.statistics.power import Design, Detectable, Smallest, detectable, smallest
 from countersteer.statistics.rates import Interval, Rate, design_effect, rate, wilson
 from countersteer.statistics.resample import ResampleBaseline, Retry, resample_baseline
 
 __all__ = [
     "Agreement",
+    "Among",
+    "ClusteredAuc",
     "Contrast",
     "Design",
     "Detectable",
@@ -23,6 +27,9 @@ __all__ = [
     "ResampleBaseline",
     "Retry",
     "ScoreAgreement",
+    "Smallest",
+    "among",
+    "clustered_auc",
     "contrast",
     "design_effect",
     "detectable",
@@ -31,5 +38,6 @@ __all__ = [
     "pair",
     "rate",
     "resample_baseline",
+    "smallest",
     "wilson",
 ]

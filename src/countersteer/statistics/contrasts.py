@@ -25,7 +25,10 @@ Status = Literal["ok", "zero-events", "no-data"]
 class Contrast:
     """An arm against base on one metric. `ratio` and its interval are None when `ratio_status` is not "ok".
 
-    `interval` is that of the difference; `p` is two-sided, from swapping the two arms within whole clusters.
+    `interval` is that of the difference; `p` is two-sided, from swapping the two arms within whole clusters. `sizes`:
+    trials in the arm's and in base's denominator. What `power.smallest` needs: `error`, the clustered standard error of
+    the difference; `effects`, the two design effects, and `correlation` of the arms (rates only); `least_p`, the
+    smallest p that the test can give with these clusters.
     """
 
     value: float | None
@@ -38,6 +41,11 @@ class Contrast:
     p: float | None
     pairs: int
     clusters: int
+    sizes: tuple[int, int] = (0, 0)
+    error: float | None = None
+    effects: tuple[float, float] | None = None
+    correlation: float = 0.0
+    least_p: float = 1.0
 
     def as_dict(self) -> dict[str, object]:
         """The JSON form used by reports (`p_holm` is added by the caller, who knows the other arms)."""
@@ -91,25 +99,29 @@ def contrast(
 ) -> Contrast:
     """Mean of `arm` against mean of `base`, [pairs] each, clusters [pairs] shared.
 
-    None: that trial is outside that arm's denominator. `binary`: 0/1 events, so intervals by MOVER; else the
-    cluster bootstrap. `deff_at_zero` as in `rate`. Raises InputError for lengths that differ.
+    None: that trial is outside that arm's denominator; clusters without any value are not counted. `binary`: 0/1
+    events, so intervals by MOVER; else the cluster bootstrap. `deff_at_zero` as in `rate`. Raises InputError for
+    lengths that differ.
     """
     values, others = numbers(arm), numbers(base)
     group = codes(clusters, expected=values.size, what="clusters")
     codes(base, expected=values.size, what="base values")
     totals, count = _totals(values, others, group)
     ours, theirs = totals[:, 1].sum(), totals[:, 3].sum()
+    sizes = (int(ours), int(theirs))
     if ours == 0 or theirs == 0:
         value = float(totals[:, 0].sum() / ours) if ours else None
         other = float(totals[:, 2].sum() / theirs) if theirs else None
-        return Contrast(value, other, None, None, None, None, "no-data", None, values.size, count)
+        return Contrast(value, other, None, None, None, None, "no-data", None, values.size, count, sizes)
     value, other = float(totals[:, 0].sum() / ours), float(totals[:, 2].sum() / theirs)
+    effects, correlation = None, 0.0
     if binary:
         left = rate(arm, clusters, clusters, deff_at_zero=deff_at_zero, confidence=confidence)
         right = rate(base, clusters, clusters, deff_at_zero=deff_at_zero, confidence=confidence)
         correlation = mover.correlation(totals)
         spread = mover.difference(left, right, correlation=correlation)
         relative = mover.ratio(left, right, correlation=correlation)
+        effects = (left.design_effect or 1.0, right.design_effect or 1.0)
     else:
         spread = bootstrap.interval(totals, _difference, rng, confidence=confidence)
         relative = bootstrap.interval(totals, _ratio, rng, confidence=confidence)
@@ -125,6 +137,11 @@ def contrast(
         p=permutation.swap_test(totals, _difference, rng),
         pairs=int(values.size),
         clusters=count,
+        sizes=sizes,
+        error=standard_error(totals),
+        effects=effects,
+        correlation=correlation,
+        least_p=permutation.least_p(count),
     )
 
 
@@ -149,7 +166,28 @@ def _totals(values: Floats, others: Floats, group: np.ndarray) -> tuple[Floats, 
             sums(np.where(known, series, 0.0), group, count=count),
             sums(known * 1.0, group, count=count),
         ]
-    return np.stack(columns, axis=1), count
+    table = np.stack(columns, axis=1)
+    table = table[(table[:, 1] > 0) | (table[:, 3] > 0)]
+    return table, len(table)
+
+
+def standard_error(totals: Floats) -> float | None:
+    """Standard error of a mean, or of a difference of two, from the influence of whole clusters; None with one cluster.
+
+    `totals` [clusters, 2]: sum and count; or [clusters, 4]: those of the arm, then those of base.
+    """
+    if len(totals) < 2:
+        return None
+    gap = influence(totals[:, :2])
+    if totals.shape[1] == 4:
+        gap = gap - influence(totals[:, 2:])
+    return float((len(totals) / (len(totals) - 1) * (gap @ gap)) ** 0.5)
+
+
+def influence(totals: Floats) -> Floats:
+    """What each cluster adds to a mean: (sum - count * mean) / all counts, from [clusters, 2]."""
+    whole = totals.sum(axis=0)
+    return np.asarray((totals[:, 0] - totals[:, 1] * (whole[0] / whole[1])) / whole[1])
 
 
 def _difference(totals: Floats) -> Floats:

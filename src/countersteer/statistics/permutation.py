@@ -16,6 +16,11 @@ DRAWS = 9999
 CHUNK = 2048
 
 
+def least_p(clusters: int, *, draws: int = DRAWS) -> float:
+    """The smallest p that a swap test over this many clusters can give: all of them agree."""
+    return min(2.0 ** (1 - clusters), 1.0) if clusters <= EXACT_UP_TO else 1.0 / (1 + draws)
+
+
 def swap_test(totals: Floats, statistic: Statistic, rng: np.random.Generator, *, draws: int = DRAWS) -> float:
     """Two-sided p of `statistic` (0 under no effect) over swaps of the arms within clusters.
 

@@ -1,4 +1,4 @@
-"""What a planned paired, clustered design can detect, before money is spent.
+"""What a paired, clustered design can detect: before money is spent, and what a finished contrast could not have seen.
 
 Normal approximation for the difference of two paired rates p0 (base) and p1:
     variance of one pair's difference  = p0 (1 - p0) + p1 (1 - p1) - 2 r sqrt(p0 (1 - p0) p1 (1 - p1))
@@ -6,6 +6,10 @@ Normal approximation for the difference of two paired rates p0 (base) and p1:
     se(p1)^2                           = variance * deff / (latents * trials per latent)
 The detectable p1 solves |p1 - p0| = (z(1 - alpha/2) + z(power)) se(p1). r is the correlation of an arm's and
 base's outcome in one pair.
+
+A finished contrast (`smallest`) takes its own denominators, design effects and correlation, Student's quantiles at its
+clusters less one, and the corrected alpha. For scores the detectable difference is that reach times its standard error.
+Where even unanimous clusters cannot give a p below alpha, nothing can be found.
 """
 
 from __future__ import annotations
@@ -13,9 +17,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from countersteer.core.errors import InputError
+from countersteer.statistics.contrasts import Contrast
 from countersteer.statistics.variance import ASSUMED_CORRELATION
 
 
@@ -88,3 +93,41 @@ def _solve(design: Design, *, upwards: bool) -> float | None:
     if lacking(end) < 0.0:
         return None
     return float(optimize.brentq(lacking, design.base_rate, end, xtol=1e-10))
+
+
+@dataclass(frozen=True)
+class Smallest:
+    """Smallest rise and fall of base's value that a contrast finds four times in five (fall is negative).
+
+    None: not even the largest possible one; `few` if because there are too few clusters for any p below alpha.
+    """
+
+    rise: float | None
+    fall: float | None
+    few: bool = False
+
+
+def smallest(found: Contrast, *, alpha: float = 0.05, power: float = 0.8) -> Smallest | None:
+    """What a finished contrast could see at level `alpha` (corrected for the number of arms).
+
+    None where there is nothing to compute it from: no data, or scores that do not vary.
+    """
+    if found.base is None or found.difference is None or found.clusters < 2:
+        return Smallest(None, None, few=True) if found.difference is not None else None
+    if found.least_p > alpha:
+        return Smallest(None, None, few=True)
+    freedom = found.clusters - 1.0
+    reach = float(-special.stdtrit(freedom, alpha / 2.0) + special.stdtrit(freedom, power))
+    if found.effects is None:
+        return None if not found.error else Smallest(reach * found.error, -reach * found.error)
+    sizes = [max(n / deff, 1.0) for n, deff in zip(found.sizes, found.effects, strict=True)]
+    base = min(max(found.base, 0.5 / found.sizes[1]), 1.0 - 0.5 / found.sizes[1])  # no event is not a rate of zero
+    paired = min(max(found.correlation, 0.0), 0.9)
+
+    def lacking(rate: float) -> float:
+        ours, theirs = rate * (1.0 - rate) / sizes[0], base * (1.0 - base) / sizes[1]
+        variance = ours + theirs - 2.0 * paired * math.sqrt(ours * theirs)
+        return abs(rate - base) - reach * math.sqrt(max(variance, 0.0))
+
+    rise, fall = (float(optimize.brentq(lacking, base, end)) - base if lacking(end) > 0 else None for end in (1.0, 0.0))
+    return Smallest(rise, fall)

@@ -108,7 +108,8 @@ def rate(
     `events` [n]: 0 or 1, or None for a trial outside the denominator (for the improvement rate: a trial with
     one attempt; the clustering is then that of the subset). `clusters`, `prompts` [n]: labels. `deff_at_zero`:
     the design effect to use where this arm has no event, best that of the arm with most events.
-    Raises InputError for lengths that differ or events that are not 0, 1 or None.
+    One cluster alone does not say how clusters vary, so it bounds nothing: `interval` is None. Raises InputError for
+    lengths that differ or events that are not 0, 1 or None.
     """
     check_confidence(confidence)
     if not np.isfinite(deff_at_zero) or deff_at_zero < 1.0:
@@ -125,7 +126,10 @@ def rate(
 
     one_way, freedom = cluster_variance(values, group)
     deff = effect(values, group, one_way, at_zero=deff_at_zero)
-    interval = wilson(count / deff, n / deff, confidence=confidence, freedom=freedom)
+    clusters_seen = int(np.unique(group).size)
+    interval = None
+    if clusters_seen > 1:
+        interval = wilson(count / deff, n / deff, confidence=confidence, freedom=freedom)
 
     two_way, crossed_freedom = crossed_variance(values, group, crossed)
     new_prompts = None
@@ -140,5 +144,5 @@ def rate(
         n=n,
         events=count,
         design_effect=deff,
-        clusters=int(np.unique(group).size),
+        clusters=clusters_seen,
     )

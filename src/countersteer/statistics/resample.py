@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from countersteer.core.errors import InputError
-from countersteer.statistics import bootstrap
+from countersteer.statistics import bootstrap, permutation
 from countersteer.statistics.bootstrap import mean
-from countersteer.statistics.groups import codes, numbers, sums
+from countersteer.statistics.contrasts import standard_error
+from countersteer.statistics.groups import Floats, codes, numbers, sums
 from countersteer.statistics.rates import Interval, Rate
 
 
@@ -39,7 +40,8 @@ class ResampleBaseline:
 
     `improved` is P(last > first), `baseline` P(fresh > first), averaged over a trial's fresh scores, both
     strict; `improved_ties` and `baseline_ties` the shares equal to first. `recovery` = improved - baseline
-    with its interval. All None when no trial has a fresh score.
+    with its interval, and `p`, two-sided, from swapping last and fresh attempts within whole latents; `error` is its
+    clustered standard error, `clusters` the latents. All None when no trial has a fresh score.
     """
 
     improved: Rate
@@ -51,6 +53,9 @@ class ResampleBaseline:
     trials: int
     without_fresh: int
     missing_fresh: int
+    p: float | None = None
+    error: float | None = None
+    clusters: int = 0
 
 
 def resample_baseline(
@@ -68,12 +73,14 @@ def resample_baseline(
     baseline = [_share([score > retry.first for score in retry.fresh if score is not None]) for retry in kept]
     latents, prompts = [retry.latent for retry in kept], [retry.prompt for retry in kept]
     gap = numbers([a - b for a, b in zip(improved, baseline, strict=True)])
-    recovery_interval = None
+    recovery_interval, p, error, count = None, None, None, 0
     if kept:
         group = codes(latents, expected=len(kept), what="latents")
         count = int(group.max()) + 1
         totals = np.stack([sums(gap, group, count=count), sums(np.ones_like(gap), group, count=count)], axis=1)
         recovery_interval = bootstrap.interval(totals, bootstrap.ratio_of_sums, rng, confidence=confidence)
+        p = permutation.swap_test(np.concatenate([totals, totals * [0.0, 1.0]], axis=1), _difference, rng)
+        error = standard_error(totals)
     return ResampleBaseline(
         improved=mean(improved, latents, prompts, rng, confidence=confidence),
         baseline=mean(baseline, latents, prompts, rng, confidence=confidence),
@@ -88,7 +95,14 @@ def resample_baseline(
         trials=len(kept),
         without_fresh=len(retries) - len(kept),
         missing_fresh=sum(score is None for retry in retries for score in retry.fresh),
+        p=p,
+        error=error,
+        clusters=count,
     )
+
+
+def _difference(totals: Floats) -> Floats:
+    return bootstrap.ratio_of_sums(totals[..., :2]) - bootstrap.ratio_of_sums(totals[..., 2:])
 
 
 def _share(flags: Sequence[bool]) -> float:

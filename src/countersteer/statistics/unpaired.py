@@ -8,13 +8,14 @@ arms use counts once in each: its agreement across arms is not used, which makes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
 
 from countersteer.statistics import mover
 from countersteer.statistics.bootstrap import DRAWS, _redrawn, ratio_of_sums
-from countersteer.statistics.contrasts import Contrast
+from countersteer.statistics.contrasts import Contrast, standard_error
 from countersteer.statistics.groups import Floats, codes, numbers, recode, sums
 from countersteer.statistics.rates import Interval, check_confidence, rate
 
@@ -40,14 +41,17 @@ def unpaired(
     check_confidence(confidence)
     ours, theirs = _totals(arm, arm_clusters), _totals(base, base_clusters)
     count = len(ours) + len(theirs)
+    sizes = (int(ours[:, 1].sum()), int(theirs[:, 1].sum()))
     sides = [float(ratio_of_sums(t.sum(axis=0))) if len(t) else None for t in (ours, theirs)]
     value, other = sides
     if value is None or other is None:
-        return Contrast(value, other, None, None, None, None, "no-data", None, 0, count)
+        return Contrast(value, other, None, None, None, None, "no-data", None, 0, count, sizes)
+    effects = None
     if binary:
         left = rate(arm, arm_clusters, arm_clusters, deff_at_zero=deff_at_zero, confidence=confidence)
         right = rate(base, base_clusters, base_clusters, deff_at_zero=deff_at_zero, confidence=confidence)
         spread, relative = mover.difference(left, right), mover.ratio(left, right)
+        effects = (left.design_effect or 1.0, right.design_effect or 1.0)
     else:
         spread, relative = _drawn(ours, theirs, rng, confidence)
     defined = other > 0
@@ -62,7 +66,17 @@ def unpaired(
         p=dealt_test(ours, theirs, rng),
         pairs=0,
         clusters=count,
+        sizes=sizes,
+        error=_error(ours, theirs),
+        effects=effects,
+        least_p=max(1.0 / (1 + SHUFFLES), 1.0 / math.comb(count, len(ours))),
     )
+
+
+def _error(ours: Floats, theirs: Floats) -> float | None:
+    """Standard error of the difference of the means of two samples of clusters."""
+    one, other = standard_error(ours), standard_error(theirs)
+    return None if one is None or other is None else float((one**2 + other**2) ** 0.5)
 
 
 def dealt_test(arm: Floats, base: Floats, rng: np.random.Generator, *, draws: int = SHUFFLES) -> float:

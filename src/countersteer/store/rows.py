@@ -120,6 +120,11 @@ class Trial:
     tokens: int
 
     @property
+    def written(self) -> str:
+        """What the model wrote: the response without a given prefix, "" if there is none."""
+        return (self.text or "")[len(self.plan.prefix or "") :]
+
+    @property
     def scores(self) -> list[float]:
         """Scores of the scored attempts in order, empty if there are none."""
         attempts = (self.grade or {}).get("attempts", ())

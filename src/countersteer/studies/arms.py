@@ -89,6 +89,12 @@ class Arm:
         """Whether trials of this arm are steered with their latent."""
         return self.strength != 0 and self.scale != 0
 
+    @property
+    def judged_alone(self) -> bool:
+        """Whether what the model writes after a prefix is judged by itself as well: the matched-prefix control."""
+        rule = self.prefix_rule
+        return rule is not None and (rule.part == "corrective" or rule.matched is not None)
+
     def strength_for(self, calibrated: float | None, *, unit: float = 1.0) -> float | None:
         """The strength used for a latent, None if it needs a calibration that there is not."""
         if self.strength is not None:
@@ -120,6 +126,7 @@ class Arm:
             more["clamp_rule"] = rule if isinstance(rule, str) else {**rule.model_dump(), "set": self.random_set}
         if self.prefix_rule is not None:
             more["prefix"] = self.prefix_rule.model_dump(exclude_none=True)
+        more |= {"judged_alone": True} if self.judged_alone else {}
         given = {"prompts": self.prompts, "directions": self.directions, "against": self.against}
         more |= {name: value for name, value in given.items() if value is not None}
         more |= {"recalibrate": True} if self.recalibrate else {}

@@ -53,6 +53,9 @@ def judge_costs(
             usual = calls * price.expected(characters=characters, output=_REPLY)
             most = calls * price.expected(characters=1.5 * characters, output=how.max_tokens)
         rows[stage] = {"calls": calls, "usd": usual, "usd_at_most": most}
+    for arm in spec.arms:
+        if arm.judged_alone and (whole := rows.get(f"trials {arm.name}")):
+            rows[f"trials {arm.name}, what the model wrote"] = dict(whole)
     latents = spec.settings.latents
     if latents.ids is None and latents.concreteness > 0:
         rating = load("concreteness")

@@ -18,8 +18,8 @@ from countersteer.core.errors import InputError
 from countersteer.core.fingerprint import rng
 from countersteer.core.site import Site
 from countersteer.engines.base import Engine
+from countersteer.statistics import clustered_auc, holm
 from countersteer.statistics import detectors as separable
-from countersteer.statistics import holm
 from countersteer.studies.schema import DetectorsSection
 from countersteer.studies.teacher import BATCH, forced, in_batches
 
@@ -125,26 +125,35 @@ async def compare_steered(
     """Detectors in steered responses with a restart against steered responses without one.
 
     Content detectors fire in both alike; what decides to restart would fire more where there is a restart. Per latent:
-    means of the max-pooled activation, AUC = P(restart > none) + P(equal) / 2, Mann-Whitney p, Holm over the latents.
-    `trials`: valid ones with scores, text and plan. A seeded sample of at most 2,000 single-attempt ones is read.
+    means of the max-pooled activation, AUC = P(restart > none) + P(equal) / 2 with interval and p by whole steering
+    latents (`statistics.auc`: trials of one are alike), Holm over the detectors, and the smallest AUC that would be
+    found four times in five. `trials`: valid ones with scores, text and plan. A seeded sample of at most 2,000
+    single-attempt ones is read.
     """
     several = [t for t in trials if len(t.scores) > 1]
     single = [t for t in trials if len(t.scores) == 1]
     order = rng(seed, "detectors", "steered").permutation(len(single))[:COMPARED]
     several, single = several[:COMPARED], [single[i] for i in sorted(order)]
-    base = {"restarts": len(several), "single": len(single), "layer": layer}
+    both = [*several, *single]
+    latents, restarting = ({t.plan.latent for t in some} for some in (both, several))
+    base = {"restarts": len(several), "single": len(single), "layer": layer, "latents": len(latents),
+            "restart_latents": len(restarting)}  # fmt: skip
     if len(several) < 2 or len(single) < 2 or not selected:
         return {**base, "status": "too-few", "rows": []}
     rows = sae.latents(list(selected)).at(layer)
-    inputs = [forced(engine, t.plan.user, t.text or "", system=t.plan.system) for t in [*several, *single]]
+    inputs = [forced(engine, t.plan.user, t.text or "", system=t.plan.system) for t in both]
     pooled = np.stack([np.asarray(v.cpu()) for v in await in_batches(engine, inputs, readouts=rows, reduce="max")])
-    one, other = pooled[: len(several)], pooled[len(several) :]
-    tests = [stats.mannwhitneyu(one[:, k], other[:, k]) for k in range(len(selected))]
-    adjusted = holm([float(t.pvalue) for t in tests])
+    kinds = np.arange(len(both)) < len(several)
+    draw = rng(seed, "detectors", "steered", "auc")
+    tested = clustered_auc(pooled, kinds, [t.plan.latent for t in both], draw)
+    adjusted = holm(tested.p.tolist())
+    reach = float(stats.norm.isf(0.025 / len(selected)) + stats.norm.ppf(0.8))
+    labels = sae.labels
     found = [
-        {"latent": int(latent), "restart_mean": float(one[:, k].mean()), "single_mean": float(other[:, k].mean()),
-         "auc": float(tests[k].statistic / (len(one) * len(other))), "p": float(tests[k].pvalue),
-         "p_holm": adjusted[k]}
-        for k, latent in enumerate(selected)
+        {"latent": int(latent), "label": labels.get(int(latent)), "restart_mean": float(pooled[kinds, k].mean()),
+         "single_mean": float(pooled[~kinds, k].mean()), "auc": float(tested.auc[k]),
+         "interval": interval.as_list() if interval else None, "p": float(tested.p[k]), "p_holm": adjusted[k],
+         "detectable": seen if (seen := 0.5 + reach * float(tested.spread[k])) < 1 else None}
+        for k, (latent, interval) in enumerate(zip(selected, tested.intervals, strict=True))
     ]  # fmt: skip
     return {**base, "status": "ok", "rows": found}

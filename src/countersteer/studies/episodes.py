@@ -1,12 +1,13 @@
 """Episodes: responses of two attempts of which the second is better, with their three boundaries.
 
 Off-topic start <= correction start <= on-topic start: the judge's attempts give characters, decoding gives tokens. Each
-episode is matched with a single-attempt response of the same arm (same latent where there is one). ESR paper 1.7.
+episode is matched with a single-attempt response (of the same arm and latent where there is one). Improving episodes
+are rare, so the arms that are steered as base is are pooled unless one is named. ESR paper 1.7.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,18 +47,74 @@ def episodes(trials: Iterable[Any]) -> list[Episode]:
     return found
 
 
+@dataclass(frozen=True)
+class Pool:
+    """The responses of some arms: `episodes`, single-attempt ones, and how many episodes each arm of the run has.
+
+    `read` names the arms that were pooled. A text that several of them gave counts once.
+    """
+
+    read: tuple[str, ...]
+    episodes: list[Episode]
+    single: list[Any]
+    counts: dict[str, int]
+
+
+def steered(settings: Mapping[str, Any]) -> bool:
+    """Whether an arm's responses were steered from their first word to their last, by a model like base's.
+
+    So that they may be pooled: arms with a given prefix, clamps, an adapter or a span that follows the text may not.
+    """
+    changed = any(settings.get(key) for key in ("adapter", "prefix", "clamp", "clamp_rule"))
+    return bool(settings.get("steered")) and not changed and "(restart)" not in str(settings.get("span"))
+
+
+def pool(run: Any, arm: str | None = None) -> Pool:
+    """The episodes of one arm, or of base and every arm steered as base is (`steered`), in the study's order."""
+    arms = run.arms()
+    read = (arm,) if arm is not None else tuple(n for n, s in arms.items() if n == run.base_arm or steered(s))
+    found: list[Episode] = []
+    single: list[Any] = []
+    seen: set[tuple[str, str]] = set()
+    counts = {}
+    for name in arms:
+        here = []
+        for trial in run.trials(name):
+            if trial.status != OK or not trial.text:
+                continue
+            one = episodes([trial])
+            here += one
+            if name not in read or (trial.plan.user, trial.text) in seen:
+                continue
+            seen.add((trial.plan.user, trial.text))
+            found += one
+            if len(trial.scores) == 1:
+                single.append(trial)
+        counts[name] = len(here)
+    return Pool(read, found, single, counts)
+
+
 def matched_single(chosen: Sequence[Episode], trials: Iterable[Any], draw: np.random.Generator) -> list[Any]:
-    """Per episode one single-attempt response of the same arm, none twice: same latent first, else any."""
+    """Per episode one single-attempt response, none twice: of its arm and latent, else latent, else arm, else any."""
     left = [t for t in trials if t.status == OK and len(t.scores) == 1 and t.text]
     left = [left[i] for i in draw.permutation(len(left))]
+    by: dict[tuple[Any, ...], list[int]] = {}
+    for i, trial in enumerate(left):
+        arm, latent = trial.plan.arm, trial.plan.latent
+        for key in ((arm, latent), ("latent", latent, None), ("arm", arm, None), ()):
+            by.setdefault(key, []).append(i)
+    used: set[int] = set()
     out = []
     for episode in chosen:
-        same = [t for t in left if t.plan.latent == episode.trial.plan.latent]
-        pick = same[0] if same else (left[0] if left else None)
-        if pick is None:
-            break
-        left.remove(pick)
-        out.append(pick)
+        arm, latent = episode.trial.plan.arm, episode.trial.plan.latent
+        for key in ((arm, latent), ("latent", latent, None), ("arm", arm, None), ()):
+            places = by.get(key, [])
+            while places and places[0] in used:
+                places.pop(0)
+            if places:
+                used.add(places[0])
+                out.append(left[places[0]])
+                break
     return out
 
 

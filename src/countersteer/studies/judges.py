@@ -156,6 +156,20 @@ def retry(run: Run, statuses: tuple[str, ...], judge: LanguageJudge | None) -> i
         for trial in run.with_status(statuses)
         if trial.grade is not None
     ]
+    regrade += _alone(run, statuses)
     if judge is not None:
         judge.forget(regrade)
     return run.drop(statuses, regrade)
+
+
+def _alone(run: Run, statuses: tuple[str, ...]) -> list[tuple[str, str | None, str]]:
+    """What was written after a given prefix and, judged by itself, ended with one of these statuses."""
+    found = []
+    for name, settings in run.arms().items():
+        if not settings.get("judged_alone"):
+            continue
+        for trial in run.trials(name):
+            grade = run.grade(trial.plan.prompt, trial.plan.label, trial.written) if trial.written else None
+            if grade is not None and grade["status"] in statuses:
+                found.append((trial.plan.prompt, trial.plan.label, trial.written))
+    return found

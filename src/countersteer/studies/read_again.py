@@ -25,10 +25,12 @@ def trace_run(
     folder: str | Path, *, latents: str = "detectors", arm: str | None = None, most: int = 1000,
     tools: Callable[[Spec], Tools] = load_tools,
 ) -> dict[str, Any]:  # fmt: skip
-    """The trace of a run's episodes, kept in the run (fact "trace"). Raises InputError."""
+    """The trace of a run's episodes, kept in the run (fact "trace"). `arm` None: all steered arms. InputError."""
     from countersteer.studies.trace import trace
 
     with Run.open(folder, write=True) as run:
+        if arm is not None and arm not in run.arms():  # before a model is loaded
+            raise InputError(f"there is no arm {arm!r} in {folder}; it has {', '.join(run.arms())}")
         loaded = studies.parse(run.study, name=str(folder))
         day = run.header.get("engine", {}).get("date")
         given = load_tools(loaded, out=folder, day=day) if tools is load_tools else tools(loaded)

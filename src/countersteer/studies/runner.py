@@ -268,6 +268,8 @@ class _Study:
             nonlocal done
             arm = arms[planned.arm]
             scores = await self._trial(generator, arm, planned) if planned.planned_status is None else []
+            if scores and arm.judged_alone:
+                await self._alone(generator, planned)
             done += 1
             self.observer.trial(planned.arm, scores)
             self.observer.progress(done, total)
@@ -284,6 +286,12 @@ class _Study:
                 yield from (p for p in self.run.planned(arm.name) if p.ordinal % step == first)
 
         await bounded(planned(), one, workers=generator.workers)
+
+    async def _alone(self, generator: Generator, planned: Planned) -> None:
+        """Grade what the model wrote after a given prefix by itself: else the prefix decides most of the score."""
+        response = self.run.response(planned.key)
+        if response is not None and response.text.strip():
+            await generator.grade(planned.prompt, planned.label, response.text)
 
     async def _trial(self, generator: Generator, arm: Any, planned: Planned) -> list[float]:
         """One response and its grade, made where missing; the scores of its attempts, empty if it is not valid."""
