@@ -91,7 +91,9 @@ def test_a_request_that_never_left_costs_nothing(tmp_path: Path, caplog: pytest.
 
 def test_closing_waits_for_requests_under_way_and_for_nothing_else(tmp_path: Path) -> None:
     busy = (429, {"error": {"message": "busy"}})
-    with FakeOpenAI(delay=0.4, intercept=lambda response, attempt: busy if "setting 1." in response else None) as server:
+    with FakeOpenAI(
+        delay=0.4, intercept=lambda response, attempt: busy if "setting 1." in response else None
+    ) as server:
         ledger = Replies.shared(tmp_path)
 
         async def go() -> float:
@@ -128,7 +130,8 @@ def test_only_one_call_probes_an_open_breaker() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "localhost:8000/v1", "http://", "ftp://host/v1", "http://me:pw@host/v1", "http://host/v1?key=1", "http://h:x"]
+    "url",
+    ["", "localhost:8000/v1", "http://", "ftp://host/v1", "http://me:pw@host/v1", "http://host/v1?key=1", "http://h:x"],
 )
 def test_an_address_that_is_none_is_refused_and_its_secrets_are_not_repeated(url: str) -> None:
     with pytest.raises(InputError, match="base_url must") as caught:

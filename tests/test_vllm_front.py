@@ -116,8 +116,14 @@ def test_other_machines_are_let_in_with_a_key_only(monkeypatch: Any) -> None:
     [
         (["organism", "--engine", "vlm"], "unknown engine"),
         (["organism", "--rows", "3"], "--rows: not with --engine embedded"),
-        (["organism", "--engine", "vllm", "--mode", "canary"], "--mode: not with --engine vllm; a policy on vLLM needs"),
-        (["organism", "--engine", "vllm", "--bundle", "b", "--bundles", "d"], "--bundles: not with --bundle or --policy"),
+        (
+            ["organism", "--engine", "vllm", "--mode", "canary"],
+            "--mode: not with --engine vllm; a policy on vLLM needs",
+        ),
+        (
+            ["organism", "--engine", "vllm", "--bundle", "b", "--bundles", "d"],
+            "--bundles: not with --bundle or --policy",
+        ),
         (["organism", "--engine", "vllm", "--url", "http://a:1", "--rows", "3"], "--rows: not with --url"),
         (["organism", "--engine", "vllm", "--bundle", "b", "--device", "cpu"], "--device: not with"),
         (["organism", "--url", "http://a:1"], "--url: not with --engine embedded"),

@@ -59,7 +59,7 @@ def load_engine(
             vllm["template"] = template
         return _vllm(model.removeprefix(VLLM), {**vllm, "adapter": adapter, "adapters": adapters})
     _refuse(vllm, "of the embedded engine", "vLLM's options go with a model 'vllm:MODEL'")
-    made = {"template": template, "date": date}
+    made: dict[str, Any] = {"template": template, "date": date}
     return _embedded(model, dtype, device, PLACES if places is None else places, adapter, adapters, made)
 
 
@@ -90,7 +90,7 @@ def _check_date(date: str | None) -> None:
 
 def _embedded(
     model: Any, dtype: str | None, device: str | None, places: int, adapter: Any, adapters: Any,
-    made: Mapping[str, str | None],
+    made: Mapping[str, Any],
 ) -> Any:  # fmt: skip
     from countersteer.engines.embedded.engine import EmbeddedEngine
     from countersteer.engines.embedded.model import load_model, verified

@@ -167,8 +167,10 @@ def _trace_table(shown: Sequence[Found]) -> Table:
         tests = (_p(r["p_holm"]), _p(r["t_p"]), _num(r["cohen_d"], ".2f"), _num(r["cliff_delta"], ".2f"))
         size, calm = Cell(f"{r['n']}", (f"{r['episodes']} episodes",)), Cell(_num(r["baseline"]), (ratios,))
         body.append((_named(r), size, *map(Cell, regions), gap, *map(Cell, tests), calm))
-    head = ("latent", "n", "off topic", "correcting", "after", "difference", "Wilcoxon p (Holm)", "t-test p", "Cohen’s d",
-            "Cliff’s δ", "baseline; ratios to it")  # fmt: skip
+    head = (
+        "latent", "n", "off topic", "correcting", "after", "difference", "Wilcoxon p (Holm)", "t-test p", "Cohen’s d",
+        "Cliff’s δ", "baseline; ratios to it",
+    )  # fmt: skip
     caption = (
         "Mean activation per region of an unsteered forward; n counts steering latents, each the mean of its episodes."
         " Wilcoxon one-sided (off topic above after), corrected over the latents; t two-sided, uncorrected. Ratios: off"

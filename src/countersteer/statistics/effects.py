@@ -92,9 +92,9 @@ def aligned(
     for i, (values, centre) in enumerate(zip(series, centres, strict=True)):
         place = np.digitize(np.arange(len(values)) - centre, edges) - 1
         inside = (place >= 0) & (place < bins)
-        count = np.bincount(place[inside], minlength=bins)
+        seen = np.bincount(place[inside], minlength=bins)
         total = np.bincount(place[inside], weights=np.asarray(values, np.float64)[inside], minlength=bins)
-        table[i, count > 0] = total[count > 0] / count[count > 0]
+        table[i, seen > 0] = total[seen > 0] / seen[seen > 0]
     known = np.isfinite(table)
     filled = np.where(known, table, 0.0)
     group, count = recode(np.asarray(range(len(series)) if clusters is None else clusters, np.int64))

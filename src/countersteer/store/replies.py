@@ -87,7 +87,9 @@ class Replies:
     def keep(self, key: str, judge: str, reply: Reply) -> None:
         """Keep a reply that another ledger paid for."""
         with transaction(self._db, self._path):
-            self._db.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (key, judge, *_row(reply)))
+            self._db.execute(
+                "INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (key, judge, *_row(reply))
+            )
 
     def begin(self, key: str, judge: str, worst: float) -> int:
         """Enter a request that is about to leave, with the most it can cost; its number."""

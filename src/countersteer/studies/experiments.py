@@ -174,7 +174,8 @@ class Experiments:
         known = self.run.arms()
         if arm.name in known:
             level = known[arm.name].get("relative")
-            return replace(arm, relative=level, **({"strength": 0.0} if level == 0 else {}))
+            arm = replace(arm, relative=level)
+            return replace(arm, strength=0.0) if level == 0 else arm
         first = {int(row["latent"]) for row in (self.run.calibration() or {}).get("estimates", ())}
         rows = [r for r in self.run.latents() if r.latent in first]
         values = [r.strength / r.unit for r in rows if r.status == "ok" and r.strength and r.unit]

@@ -74,7 +74,7 @@ def read_inputs(spec: Spec) -> Inputs:
     own: dict[str, tuple[str, ...]] = {}
     for name, section in settings.arms.items():
         if section.prompts is not None:
-            own[name] = tuple(_named(name, "prompts", lambda s=section: load_prompts(str(s.prompts))))  # type: ignore[misc]
+            own[name] = tuple(_named(name, "prompts", lambda s=section: load_prompts(str(s.prompts))))
             if len(own[name]) < wanted:
                 raise InputError(f"[arms.{name}] has {len(own[name])} prompts, but each latent draws {wanted}")
             digests[f"arms.{name}.prompts"] = fingerprint(list(own[name]))
@@ -139,6 +139,6 @@ def check_sae(spec: Spec, sae: Any, inputs: Inputs | None) -> None:
             if not 0 <= index <= last:
                 raise InputError(f"[arms.{arm.name}] clamp names latent {index}, but {known}")
         if inputs is not None and arm.directions is not None and arm.directions != CONTRAST:
-            _named(arm.name, "directions", lambda a=arm: directions.load(str(a.directions), d_model=sae.d_model))  # type: ignore[misc]
+            _named(arm.name, "directions", lambda a=arm: directions.load(str(a.directions), d_model=sae.d_model))
     if any(arm.directions == CONTRAST for arm in spec.arms):
         directions.titles(spec.settings.directions)
