@@ -271,6 +271,20 @@ def test_imported_results_have_the_metrics_counted_by_hand(tmp_path: Path) -> No
         assert [r.label for r in run.latents()] == ["cats", "dogs"]
 
 
+def test_equal_texts_that_the_published_judge_graded_differently_keep_their_own_grades(tmp_path: Path) -> None:
+    def trial(text: str, *scores: float) -> dict[str, Any]:
+        return {"prompt": "a", "response": text, "score": {"attempts": [{"score": s} for s in scores]}}
+
+    trials = [trial("x y. z.", 20, 80), trial("x y. z.", 30), trial("other.", 55.5)]
+    data = {"results_by_feature": {"7": {"label": "cats", "trials": trials}}}
+    (tmp_path / "f.json").write_text(json.dumps(data))
+    with import_results(tmp_path / "f.json", tmp_path / "run") as run:
+        assert [t.scores for t in run.trials("base")] == [[20.0, 80.0], [30.0], [55.5]]
+        base = summarise(run)["arms"]["base"]
+        assert base["multi_attempt"]["value"] == 1 / 3
+        assert base["first_attempt"]["value"] == pytest.approx((20 + 30 + 55.5) / 3)
+
+
 def test_other_names_are_read_and_what_was_not_read_is_named(tmp_path: Path) -> None:
     attempts = [{"text": "part 0.", "score": 20, "explanation": "off"}, {"text": "part 1.", "score": 80}]
     trial = {"question": "a", "generated_text": "part 0. part 1.", "judge_score": {"attempts": attempts, "raw": "x"},

@@ -58,7 +58,7 @@ def import_results(file: str | Path, out: str | os.PathLike[str]) -> Run:
     config: Mapping[str, Any] = next((data[k] for k in _PLACES if isinstance(data.get(k), Mapping)), {})
     model = str(config.get("model_name") or config.get("model") or path.stem)
     judge = str(config.get("judge_model_name") or config.get("judge_model") or "published")
-    key = f"imported:{judge}:{fingerprint([path.name, len(features)])}"
+    key = f"imported:{judge}:{fingerprint(features)}"
     rows = list(_trials(path, features))
     if not rows:
         raise InputError(f"{path}: results_by_feature holds no trial")
@@ -90,7 +90,7 @@ def _write(run: Run, rows: list[tuple[Planned, Response | None, Grade | None]], 
         if response is not None:
             run.add_response(response)
         if grade is not None and response is not None:
-            run.add_grade(plan.prompt, plan.label, response.text, grade, judge=key)
+            run.keep_grade(plan.key, grade, judge=key)
     run.set_facts(judge={"key": key, "name": judge}, finished=True, calibrated=True, calibration=None)
     run.note("imported: what made these responses is not in this run, and there are no receipts")
 

@@ -106,14 +106,16 @@ class RunReader(RunFacts):
         sql = "SELECT key, status, text, LENGTH(token_ids), receipt, reason FROM completions WHERE key"
         responses = {row[0]: row for row in self._among(sql, wanted)}
         graded: list[str | None] = []
+        own = "imported" in self.header  # a published judge may grade equal texts differently
         for plan in plans:
             row = responses.get(plan.key) if judge and not plan.planned_status else None
             told = None if row is None or row[1] != "ok" else (plan.prefix or "") + row[2]
             graded.append(None if told is None else response_key(plan.prompt, plan.label, told))
         sql = "SELECT response, grade FROM grades WHERE judge = ? AND response"
         grades = dict(self._among(sql, [key for key in graded if key is not None], judge))
+        given = dict(self._among(sql, wanted, judge)) if own else {}
         return [
-            _trial(plan, responses.get(plan.key), None if key is None else grades.get(key))
+            _trial(plan, responses.get(plan.key), given.get(plan.key, None if key is None else grades.get(key)))
             for plan, key in zip(plans, graded, strict=True)
         ]
 
