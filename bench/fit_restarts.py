@@ -1,266 +1,314 @@
-"""Fit the restart model to labelled texts, and say how well it does on authors it was not fitted on.
+"""Fit the restart model of the offline judge to labelled texts, and say how well it does on others.
 
-    python bench/fit_restarts.py [--check] [--only FILE ...] [--test FILE ...]
+    python bench/fit_restarts.py BASE [--test FILE ...]
 
-Reads the labelled responses tests/data/restarts*.jsonl that are not tests, and the wordings in bench/data, which it
-puts into the answers of those responses. `--check` leaves out one file, that is one author, at a time. Deterministic
-for a version of torch; a few minutes of CPU time per network.
+BASE: a folder with all-MiniLM-L6-v2 (config.json, model.safetensors, tokenizer.json), as sentence-transformers
+publishes it. Reads the labelled responses tests/data/restarts*.jsonl that are not tests, and the wordings, answers and
+passages in bench/data, of which it composes more. Deterministic for a version of torch; about two hours of CPU time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
+import re
+import sys
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from restart_texts import ROOT, Case, begun_otherwise, composed, in_other_voices, labelled
+from restart_texts import ROOT, Case, begun_otherwise, composed, drifted, in_other_voices, labelled
 from torch import nn
+from transformers import BertConfig, BertModel
 
-from countersteer.judging.attempts import restarts_among
-from countersteer.judging.observed import Observation, observe
-from countersteer.judging.restart_input import AFTER, BEFORE, CLASSES, FLAGS, NUMBERS, WITHIN, Encoded, encode
-from countersteer.judging.restart_model import RestartModel
-from countersteer.judging.word_vectors import vectors
+from countersteer.judging.attempts import restarts_in
+from countersteer.judging.restart_model import PROMPT, WINDOW, RestartModel, loaded, prepared, tokenizer_of
 
 DATA = ROOT / "tests" / "data"
-TESTS = ("restarts_test.jsonl",)
-OUT = ROOT / "src" / "countersteer" / "judging" / "restart_model.safetensors"
-BATCH, RATE, DECAY = 24, 2.5e-3, 0.02
+OUT = ROOT / "src" / "countersteer" / "judging"
+TESTS = ("restarts_test.jsonl", "restarts_test_2.jsonl")
+FREQUENT = 12_000
+"""BERT's vocabulary lies in order of frequency; so many of its entries are kept, and those that the texts use."""
+BATCH, RATE, HEAD_RATE = 24, 6e-5, 1e-3
+_SENTENCE = re.compile(r"[^.!?\n]*[.!?\n]+\s*")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A response ready to be learnt from: labels 1 restart, 0 none, -1 not asked, one for each word."""
+    """A case as word pieces. Labels per piece, 1, 0 or -1 (not asked): a restart begins; it is restart language."""
 
     case: Case
-    seen: Observation
-    encoded: Encoded
-    labels: list[int]
+    prompt: list[int]
+    ids: list[int]
+    begins: list[int]
+    language: list[int]
 
 
-def row_of(case: Case) -> Row:
-    """A case with its input and labels; the words of restart language after its first are not asked."""
-    seen = observe(case.response, case.prompt)
-    encoded = encode(seen)
-    labels = [0] * len(encoded.words)
-    for boundary in case.boundaries:
-        stop = boundary + 12
-        for place in seen.places:
-            piece = place.piece
-            ruled = place.evidence.weight > 0 or piece.end - piece.start < 60
-            if (boundary - 2 <= piece.start < boundary + 90 and ruled) or piece.start <= boundary + 2 < piece.end:
-                stop = max(stop, min(piece.end, boundary + 150))
-        first = next((k for k, start in enumerate(encoded.starts) if start >= boundary - 2), None)
+def vocabulary(base: Path, cases: Sequence[Case]) -> dict[str, int]:
+    """The entries of the base's vocabulary that are kept, with their numbers there."""
+    held: dict[str, int] = json.loads((base / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
+    pieces = tokenizer_of(held)
+    used = {token for case in cases for text in (case.prompt, case.response) for token in pieces.encode(text).tokens}
+    plain = [word for word in sorted(held, key=held.__getitem__) if word.isascii() and not word.startswith("[unused")]
+    kept = {word for word in plain if held[word] < FREQUENT or len(word.removeprefix("##")) == 1}
+    kept |= (used & set(held)) | {"[UNK]", "[CLS]", "[SEP]", "¶"}
+    return {word: held[word] for word in sorted(kept, key=held.__getitem__)}
+
+
+def _unasked_until(text: str, boundary: int) -> int:
+    """Where a restart's language may still go on, for a boundary whose end is not known: a sentence or two."""
+    at = stop = boundary + 12
+    for match in _SENTENCE.finditer(text, boundary):
+        if match.end() - match.start() >= 60 and stop > at:
+            break
+        stop = max(stop, match.end())
+        if stop >= boundary + 90:
+            break
+    return min(stop, boundary + 150)
+
+
+def row_of(case: Case, pieces: Any) -> Row:
+    """A case with its word pieces and labels."""
+    found = pieces.encode(prepared(case.response))
+    starts = [start for start, _ in found.offsets]
+    words = [any(character.isalnum() for character in token) for token in found.tokens]
+    begins = [0] * len(starts)
+    known = bool(case.ends) or not case.boundaries
+    language = [0] * len(starts)
+    for number, boundary in enumerate(case.boundaries):
+        stop = case.ends[number] if case.ends else _unasked_until(case.response, boundary)
+        first = next((k for k, (_, end) in enumerate(found.offsets) if end > boundary and words[k]), None)
         if first is None:
             continue
-        for k, start in enumerate(encoded.starts):
-            if boundary - 2 <= start < stop and labels[k] == 0:
-                labels[k] = -1
-        labels[first] = 1
-    return Row(case, seen, encoded, labels)
+        for k, start in enumerate(starts):
+            if boundary - 2 <= start < stop:
+                begins[k] = -1 if begins[k] == 0 else begins[k]
+                language[k] = 1 if known else -1
+            elif not known and stop <= start < boundary + 260:
+                language[k] = -1
+        begins[first] = language[first] = 1
+    asked = pieces.encode(prepared(case.prompt)).ids[:PROMPT] if case.prompt else []
+    return Row(case, asked, found.ids, begins, language)
 
 
 class Network(nn.Module):
-    """The network of `restart_model.py`, with dropout, over a batch of responses laid end to end."""
+    """The encoder of `restart_model.py` with two outputs per word piece; its word vectors are not fitted."""
 
-    def __init__(self, features: int, *, width: int = 48, hidden: int = 64, drop: float = 0.4) -> None:
+    def __init__(self, base: Path, layers: int, kept: Sequence[int]) -> None:
         super().__init__()
-        self.classes = nn.Embedding(len(CLASSES) + 1, 12)
-        self.project = nn.Linear(vectors().shape[1] + 12 + FLAGS, width)
-        self.near = nn.Conv1d(width, width, 3)
-        self.wide = nn.Conv1d(width, width // 2, 3, dilation=2)
-        self.around = nn.Linear(width, width // 2)
-        self.context = nn.Linear(features, 24)
-        self.hidden = nn.Linear(6 * width + width // 2 + 24 + NUMBERS, hidden)
-        self.out = nn.Linear(hidden, 1)
-        self.drop, self.blur = nn.Dropout(drop), nn.Dropout(0.15)
-        self.register_buffer("table", torch.tensor(vectors()), persistent=False)
+        config = BertConfig.from_pretrained(base, hidden_act="gelu_pytorch_tanh")
+        self.bert = BertModel.from_pretrained(base, config=config, add_pooling_layer=False)
+        self.bert.encoder.layer = self.bert.encoder.layer[:layers]
+        words = self.bert.embeddings.word_embeddings.weight.detach()[list(kept)]
+        self.bert.embeddings.word_embeddings = nn.Embedding.from_pretrained(words, freeze=True)
+        self.drop = nn.Dropout(0.1)
+        self.out = nn.Linear(config.hidden_size, 2)
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Logits [B, T] of a batch whose words [B, T] are padded with -1."""
-        known = (batch["words"] >= 0).float()[:, None, :]
-        words = batch["words"].clamp(min=0)
-        x = torch.cat([self.blur(self.table[words]), self.classes(batch["classes"]), batch["flags"]], -1)
-        x = torch.tanh(self.project(x)).transpose(1, 2) * known
-        near = torch.relu(self.near(nn.functional.pad(x, (1, 1)))) * known
-        wide = torch.relu(self.wide(nn.functional.pad(near, (2, 2)))) * known
-        y = torch.cat([near, wide], 1)
-        around = torch.cat([torch.relu(self.around(x.transpose(1, 2))).transpose(1, 2) * known, wide], 1)
-
-        def most(values: torch.Tensor, start: int, count: int) -> torch.Tensor:
-            """Largest of the `count` words from word t + start on."""
-            padded = nn.functional.pad(values, (max(0, -start), max(0, start + count - 1)))
-            return nn.functional.max_pool1d(padded, count, 1)[:, :, max(0, start) :][:, :, : values.shape[2]]
-
-        seen = torch.relu(self.context(batch["context"]))[batch["pieces"]]
-        rows = y.transpose(1, 2).flatten(0, 1)
-        whole = torch.zeros(len(batch["context"]), rows.shape[1])
-        whole = whole.scatter_reduce(0, batch["pieces"].flatten()[:, None].expand_as(rows), rows, "amax")
-        inputs = [
-            whole[batch["pieces"]],
-            y.transpose(1, 2),
-            most(y, 0, WITHIN).transpose(1, 2),
-            most(around, -BEFORE, BEFORE).transpose(1, 2),
-            most(around, WITHIN, AFTER).transpose(1, 2),
-            seen,
-            batch["numbers"],
-        ]
-        hidden = torch.relu(self.hidden(self.drop(torch.cat(inputs, 2))))
-        logits: torch.Tensor = self.out(self.drop(hidden))[:, :, 0]
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Log odds [B, T, 2]."""
+        hidden = self.bert(
+            input_ids=batch["ids"], token_type_ids=batch["types"], attention_mask=batch["known"]
+        ).last_hidden_state
+        logits: torch.Tensor = self.out(self.drop(hidden))
         return logits
 
 
-def collate(rows: Sequence[Row], features: dict[str, int]) -> dict[str, torch.Tensor]:
-    """Responses as one batch."""
-    longest = max(len(row.encoded.words) for row in rows)
-    made: dict[str, Any] = {
-        "words": np.full((len(rows), longest), -1, np.int64),
-        "classes": np.zeros((len(rows), longest), np.int64),
-        "flags": np.zeros((len(rows), longest, FLAGS), np.float32),
-        "numbers": np.zeros((len(rows), longest, NUMBERS), np.float32),
-        "pieces": np.full((len(rows), longest), sum(len(row.encoded.names) for row in rows), np.int64),
-        "labels": np.full((len(rows), longest), -1, np.int64),
-        "context": np.zeros((sum(len(row.encoded.names) for row in rows) + 1, len(features)), np.float32),
-        "split": np.array([float(bool(row.case.boundaries)) for row in rows], np.float32),
-        "weights": np.array([row.case.weight for row in rows], np.float32),
-    }
-    base = 0
+def windowed(row: Row, rng: random.Random) -> Row:
+    """A row no longer than a window: a random one, around one of its restarts if it has any."""
+    spare = len(row.ids) - WINDOW
+    if spare <= 0:
+        return row
+    at = rng.randint(0, spare)
+    places = [k for k, label in enumerate(row.begins) if label == 1]
+    if places:
+        at = max(0, min(spare, rng.choice(places) - rng.randint(20, WINDOW - 40)))
+    cut = slice(at, at + WINDOW)
+    return replace(row, ids=row.ids[cut], begins=row.begins[cut], language=row.language[cut])
+
+
+def collate(rows: Sequence[Row], opening: int, closing: int) -> dict[str, torch.Tensor]:
+    """Rows as one padded batch."""
+    longest = max(len(row.prompt) + len(row.ids) + 3 for row in rows)
+    made = {name: np.zeros((len(rows), longest), np.int64) for name in ("ids", "types", "known")}
+    made |= {name: np.full((len(rows), longest), -1, np.int64) for name in ("begins", "language")}
     for b, row in enumerate(rows):
-        e, count = row.encoded, len(row.encoded.words)
-        for name in ("words", "classes", "flags", "numbers"):
-            made[name][b, :count] = getattr(e, name)
-        made["pieces"][b, :count][e.pieces >= 0] = e.pieces[e.pieces >= 0] + base
-        made["labels"][b, :count] = np.where(e.pieces >= 0, row.labels, -1)
-        for k, names in enumerate(e.names):
-            made["context"][base + k, [features[n] for n in names if n in features]] = 1
-        base += len(e.names)
-    return {name: torch.from_numpy(value) for name, value in made.items()}
+        whole, front = [opening, *row.prompt, closing, *row.ids, closing], len(row.prompt) + 2
+        made["ids"][b, : len(whole)] = whole
+        made["types"][b, front : len(whole)] = 1
+        made["known"][b, : len(whole)] = 1
+        made["begins"][b, front : front + len(row.ids)] = row.begins
+        made["language"][b, front : front + len(row.ids)] = row.language
+    batch = {name: torch.from_numpy(value) for name, value in made.items()}
+    return batch | {"weights": torch.tensor([row.case.weight for row in rows])}
 
 
-def loss_of(logits: torch.Tensor, batch: dict[str, torch.Tensor], *, whole: float) -> torch.Tensor:
-    """Cross-entropy of the words, per response, and of "this response has a restart" by its likeliest word."""
+def loss_of(logits: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Cross-entropy of both outputs, summed over word pieces, and of "there is a restart" by its likeliest piece."""
     cross = nn.functional.binary_cross_entropy_with_logits
-    weights, labels = batch["weights"], batch["labels"]
-    words = cross(logits, labels.clamp(min=0).float(), reduction="none") * (labels >= 0)
-    later = (labels >= 0) & (torch.arange(labels.shape[1]) > 0)
-    best = logits.masked_fill(~later, -20.0).max(1)[0]
-    responses = words.sum(1) + whole * cross(best, batch["split"], reduction="none")
-    return (responses * weights).sum() / weights.sum()
+    begins, language = batch["begins"], batch["language"]
+    found = (cross(logits[..., 0], (begins == 1).float(), reduction="none") * (begins >= 0)).sum(1)
+    spoken = (cross(logits[..., 1], (language == 1).float(), reduction="none") * (language >= 0)).sum(1)
+    best = logits[..., 0].masked_fill(begins < 0, -20.0).max(1)[0]
+    whole = cross(best, (begins == 1).any(1).float(), reduction="none")
+    weights = batch["weights"]
+    return ((found + 0.3 * spoken + whole) * weights).sum() / weights.sum()
 
 
-def fit(rows: Sequence[Row], *, networks: int, epochs: int, whole: float = 1.0, threshold: float = 0.0) -> RestartModel:
-    """Networks that differ in their seed, fitted one by one."""
-    counts = Counter(name for row in rows for names in row.encoded.names for name in names)
-    features = {name: k for k, name in enumerate(sorted(name for name, n in counts.items() if n >= 20))}
-    rows = [row for row in rows if row.labels]
+def batches(rows: Sequence[Row], rng: random.Random) -> list[list[Row]]:
+    """Rows in random batches of like length."""
+    shuffled = [windowed(row, rng) for row in rng.sample(rows, len(rows))]
     made = []
-    for seed in range(networks):
-        torch.manual_seed(seed)
-        network = Network(len(features))
-        steps = epochs * (len(rows) // BATCH + 1)
-        descent = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
-        plan = torch.optim.lr_scheduler.OneCycleLR(descent, RATE, total_steps=steps)
-        network.train()
-        for _ in range(epochs):
-            for picked in torch.randperm(len(rows)).split(BATCH):
-                batch = collate([rows[int(k)] for k in picked], features)
-                loss = loss_of(network(batch), batch, whole=whole)
-                descent.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-                descent.step()
-                plan.step()
-        made.append({name: value.detach().half().float().numpy() for name, value in network.state_dict().items()})
-    return RestartModel(tuple(made), features, threshold)
+    for k in range(0, len(shuffled), BATCH * 20):
+        alike = sorted(shuffled[k : k + BATCH * 20], key=lambda row: len(row.ids))
+        made += [alike[j : j + BATCH] for j in range(0, len(alike), BATCH)]
+    return rng.sample(made, len(made))
 
 
-def save(model: RestartModel, path: Path) -> None:
-    """The networks in half precision, their features and threshold in the file's metadata."""
+def fit(
+    network: Network, plan: Callable[[int], list[Row]], *, epochs: int, marks: tuple[int, int], seed: int, note: Any
+) -> None:
+    """Fit a network to `plan(epoch)`'s rows of each epoch; `note` is called with the loss now and then."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    made = [batch for epoch in range(epochs) for batch in batches(plan(epoch), rng)]
+    head = list(network.out.parameters())
+    body = [value for name, value in network.bert.named_parameters() if value.requires_grad and "pooler" not in name]
+    groups = [{"params": body, "lr": RATE}, {"params": head, "lr": HEAD_RATE}]
+    descent = torch.optim.AdamW(groups, weight_decay=0.01)
+    rates = torch.optim.lr_scheduler.OneCycleLR(descent, [RATE, HEAD_RATE], total_steps=len(made) + 1, pct_start=0.1)
+    network.train()
+    began, mean = time.time(), 0.0
+    for step, rows in enumerate(made, start=1):
+        batch = collate(rows, *marks)
+        loss = loss_of(network(batch), batch)
+        descent.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_([*body, *head], 1.0)
+        descent.step()
+        rates.step()
+        mean = 0.98 * mean + 0.02 * loss.item()
+        if step % 50 == 0 or step == len(made):
+            note(step, len(made), mean / (1 - 0.98**step), time.time() - began)
+    network.eval()
+
+
+def _tensors(network: Network, layers: int) -> dict[str, np.ndarray]:
+    """The network's weights by the names of `restart_model.py`, matrices as [in, out]."""
+    held = {name: value.detach().numpy() for name, value in network.state_dict().items()}
+    made = {
+        "words": held["bert.embeddings.word_embeddings.weight"],
+        "positions": held["bert.embeddings.position_embeddings.weight"][: PROMPT + WINDOW + 3],
+        "types": held["bert.embeddings.token_type_embeddings.weight"],
+        "norm.weight": held["bert.embeddings.LayerNorm.weight"],
+        "norm.bias": held["bert.embeddings.LayerNorm.bias"],
+        "out.weight": held["out.weight"].T,
+        "out.bias": held["out.bias"],
+    }
+    names = {
+        "mix": "attention.output.dense",
+        "mixed": "attention.output.LayerNorm",
+        "widen": "intermediate.dense",
+        "narrow": "output.dense",
+        "narrowed": "output.LayerNorm",
+    }
+    for layer in range(layers):
+        front = f"bert.encoder.layer.{layer}."
+        for part in ("weight", "bias"):
+            three = [held[f"{front}attention.self.{name}.{part}"] for name in ("query", "key", "value")]
+            made[f"{layer}.attend.{part}"] = np.concatenate(three).T
+            for name, theirs in names.items():
+                made[f"{layer}.{name}.{part}"] = held[f"{front}{theirs}.{part}"].T
+    return {name: np.ascontiguousarray(value) for name, value in made.items()}
+
+
+def save(network: Network, words: Sequence[str], folder: Path, *, layers: int, threshold: float) -> RestartModel:
+    """Write the model: a byte per number of a matrix with a scale per row, half precision for the rest."""
     from safetensors.numpy import save_file
 
-    tensors = {f"{k}.{n}": np.asarray(v, np.float16) for k, w in enumerate(model.networks) for n, v in w.items()}
-    names = sorted(model.features, key=lambda name: model.features[name])
-    held = {"networks": str(len(model.networks)), "threshold": str(model.threshold), "features": json.dumps(names)}
-    save_file(tensors, path, metadata=held)
+    stored: dict[str, np.ndarray] = {}
+    for name, value in _tensors(network, layers).items():
+        if value.ndim == 2 and name not in ("positions", "types", "out.weight"):
+            scale = np.abs(value).max(1, keepdims=True) / 127
+            stored[name] = np.round(value / scale).astype(np.int8)
+            stored[f"{name}.scale"] = scale.astype(np.float32)
+        else:
+            stored[name] = value.astype(np.float16)
+    heads = network.bert.config.num_attention_heads
+    held = {"layers": str(layers), "heads": str(heads), "threshold": str(threshold)}
+    path = folder / "restart_model.safetensors"
+    save_file(stored, path, metadata=held)
+    (folder / "restart_words.txt").write_text("\n".join(words), encoding="utf-8")
+    return loaded(path.read_bytes(), list(words))
 
 
 def measured(found: Sequence[Sequence[int]], cases: Sequence[Case]) -> dict[str, Any]:
-    """Precision, recall and F1 of "more than one attempt" per response, and how many boundaries are exact."""
+    """Precision, recall and F1 of "more than one attempt" per response, and how many boundaries are near."""
     hits = sum(bool(f) and bool(c.boundaries) for f, c in zip(found, cases, strict=True))
-    split, truth = sum(bool(f) for f in found), sum(bool(c.boundaries) for c in cases)
-    exact = sum(len(set(f) & set(c.boundaries)) for f, c in zip(found, cases, strict=True))
+    split, truth = sum(map(bool, found)), sum(bool(c.boundaries) for c in cases)
+    near = [any(abs(b - a) <= 10 for a in f) for f, c in zip(found, cases, strict=True) for b in c.boundaries]
     return {
-        "cases": len(cases),
         "f1": round(2 * hits / max(1, split + truth), 3),
         "precision": round(hits / max(1, split), 3),
         "recall": round(hits / max(1, truth), 3),
-        "boundaries_near": round(
-            sum(any(abs(b - a) <= 10 for a in f) for f, c in zip(found, cases, strict=True) for b in c.boundaries)
-            / max(1, sum(len(c.boundaries) for c in cases)),
-            3,
-        ),
-        "boundaries_exact": round(exact / max(1, sum(len(c.boundaries) for c in cases)), 3),
+        "near": round(sum(near) / max(1, len(near)), 3),
     }
 
 
-def evaluate(model: RestartModel, rows: Sequence[Row], thresholds: Sequence[float]) -> dict[str, Any]:
-    """`measured` at each threshold."""
-    logits = [model.logits(row.seen) for row in rows]
-    report = {}
-    for threshold in thresholds:
-        found = [
-            [start for start, _ in restarts_among(row.case.response, row.seen, logit, threshold)]
-            for row, logit in zip(rows, logits, strict=True)
-        ]
-        report[str(threshold)] = measured(found, [row.case for row in rows])
-    return report
+def evaluate(model: RestartModel, cases: Sequence[Case]) -> dict[str, Any]:
+    """`measured` at several thresholds."""
+    read = [model.read(case.response, case.prompt) for case in cases]
+    return {
+        str(at): measured(
+            [[a for a, _ in restarts_in(c.response, r, at)] for c, r in zip(cases, read, strict=True)], cases
+        )
+        for at in (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
+    }
 
 
-def fitted_on(cases: Sequence[Case], *, rounds: int) -> list[Row]:
-    """All rows to fit on for some labelled cases."""
-    extra = [replace(case, prompt="", weight=0.3) for case in cases]
-    extra += [*composed(cases, rounds=rounds), *in_other_voices(rounds=rounds), *begun_otherwise(cases)]
-    return [row_of(case) for case in [*cases, *extra]]
+def _noted(step: int, steps: int, loss: float, seconds: float) -> None:
+    print(f"step {step} of {steps}: loss {loss:.4f}, {seconds:.0f} s", file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Leave authors out, or fit on everything and write the weights."""
+    """Fit, write the weights, and measure."""
     parser = argparse.ArgumentParser(description="Fit the restart model to labelled texts.")
+    parser.add_argument("base", type=Path, help="a folder with all-MiniLM-L6-v2")
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--check", action="store_true", help="only leave one author out at a time")
-    parser.add_argument("--only", nargs="*", help="with --check: only these files")
-    parser.add_argument("--test", nargs="*", type=Path, default=[], help="measure the fitted model on these files too")
-    parser.add_argument("--networks", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--threshold", type=float, default=0.1)
+    parser.add_argument("--test", nargs="*", type=Path, default=[], help="measure the fitted model on these files")
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--threshold", type=float, default=0.5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     files = sorted(path.name for path in DATA.glob("restarts*.jsonl") if path.name not in TESTS)
-    thresholds = sorted({args.threshold, -1.5, -1.0, -0.5, 0.0})
-    if args.check:
-        for held in args.only or files:
-            began = time.process_time()
-            kept = [case for name in files if name != held for case in labelled(name)]
-            model = fit(fitted_on(kept, rounds=args.rounds), networks=args.networks, epochs=args.epochs)
-            report = evaluate(model, [row_of(case) for case in labelled(held)], thresholds)
-            print(json.dumps({"left out": held, "cpu_s": round(time.process_time() - began), **report}), flush=True)
-        return
     cases = [case for name in files for case in labelled(name)]
-    rows = fitted_on(cases, rounds=args.rounds)
-    model = fit(rows, networks=args.networks, epochs=args.epochs, threshold=args.threshold)
-    save(model, args.out)
+    extra = [replace(case, prompt="", weight=0.3) for case in cases]
+    kept = vocabulary(args.base, [*cases, *composed(cases)])
+    pieces = tokenizer_of({word: number for number, word in enumerate(kept)})
+    rows = [row for case in cases if (row := row_of(case, pieces)).ids]
+
+    def plan(epoch: int) -> list[Row]:
+        rng = random.Random(f"{args.seed} {epoch}")
+        more = [*extra, *composed(cases, seed=epoch), *in_other_voices(seed=epoch), *begun_otherwise(cases, seed=epoch)]
+        more += drifted(cases, seed=epoch)
+        picked = [row_of(case, pieces) for case in rng.sample(more, len(more) // 4)]
+        return rows + [row for row in picked if row.ids]
+
+    network = Network(args.base, args.layers, list(kept.values()))
+    marks = (pieces.token_to_id("[CLS]"), pieces.token_to_id("[SEP]"))
+    fit(network, plan, epochs=args.epochs, marks=marks, seed=args.seed, note=_noted)
+    model = save(network, list(kept), args.out, layers=args.layers, threshold=args.threshold)
     for path in args.test:
         texts = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         tests = [Case(r["prompt"], r["response"], tuple(r["boundaries"]), 1.0, path.name) for r in texts]
-        print(json.dumps({"test": path.name, **evaluate(model, [row_of(case) for case in tests], thresholds)}))
+        print(json.dumps({"test": path.name, **evaluate(model, tests)}))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python bench/judge.py [--episodes FILE]
 
-The blind test, unsteered answers of the organism that nothing was fitted on, and, where given, real self-correction
-episodes ({"prompt", "response", "attempts", "boundary"} per line); responses split per second of CPU on those.
+The two blind tests, unsteered answers of the organism that nothing was fitted on, and, where given, real episodes of
+self-correction ({"prompt", "response", "attempts", "boundary"} per line); responses split per second of CPU on those.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from countersteer import organism
 from countersteer.judging.attempts import split_attempts
 from countersteer.organism.generate import Ask, Generator
 
-TEST = Path(__file__).resolve().parent.parent / "tests" / "data" / "restarts_test.jsonl"
+DATA = Path(__file__).resolve().parent.parent / "tests" / "data"
+TESTS = ("restarts_test", "restarts_test_2")
 
 
 def measured(rows: list[tuple[str, str, list[int]]]) -> dict[str, Any]:
@@ -62,7 +63,10 @@ def main() -> None:
     given = parser.parse_args()
     split_attempts("Warm up. Wait, that's wrong. Start again.")
     result = {
-        "test": measured([(r["prompt"], r["response"], r["boundaries"]) for r in _lines(TEST)]),
+        **{
+            name: measured([(r["prompt"], r["response"], r["boundaries"]) for r in _lines(DATA / f"{name}.jsonl")])
+            for name in TESTS
+        },
         "organism": measured(organism_answers()),
     }
     if given.episodes:

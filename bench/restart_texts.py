@@ -12,6 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PHRASES = [ROOT / "bench" / "data" / name for name in ("restart_phrases.txt", "restart_words.txt")]
 FICTION = ROOT / "bench" / "data" / "restart_fiction.txt"
+DRIFT, ANSWERS = "restarts_train_12.jsonl", "restarts_train_13.jsonl"
+"""Files of labelled answers: most leave their subject for another; most are long ones of assistants."""
 _ASKING = re.compile(
     r"^(?:how (?:do|can|should|would|to|does|did)(?: i| you| we| one)?|what(?:'s| is| are| was| were)|explain|"
     r"describe|tell me about|give me|why (?:do|does|is|are|did)|who|when|where|can you|could you|please|should i|"
@@ -22,13 +24,17 @@ _ASKING = re.compile(
 
 @dataclass(frozen=True)
 class Case:
-    """A response with the offsets at which its restarts begin; `weight`: how much it counts in the fit."""
+    """A response with the offsets at which its restarts begin, and their language ends where that is known.
+
+    `weight`: how much it counts in the fit.
+    """
 
     prompt: str
     response: str
     boundaries: tuple[int, ...]
     weight: float
     source: str
+    ends: tuple[int, ...] = ()
 
 
 def labelled(name: str) -> list[Case]:
@@ -53,7 +59,7 @@ def wordings() -> list[str]:
     return [line for line in lines if line[:2] in ("+ ", "- ")]
 
 
-def in_other_voices(*, rounds: int, seed: int = 1) -> list[Case]:
+def in_other_voices(*, seed: int = 1) -> list[Case]:
     """Restart wordings spoken inside stories, letters and scenes written on request: no restarts of the answer."""
     rng = random.Random(seed)
     lines = FICTION.read_text("utf-8").splitlines()[1:]
@@ -61,7 +67,7 @@ def in_other_voices(*, rounds: int, seed: int = 1) -> list[Case]:
     phrases = [line[2:] for line in wordings() if line[0] == "+" and "{" not in line]
     made = []
     for prompt, story in requests:
-        for phrase in rng.sample(phrases, 6 * rounds):
+        for phrase in rng.sample(phrases, 6):
             if any(word in phrase.lower() for word in ("question", "asked", "topic", "above", "answer")):
                 continue
             at = rng.randint(1, len(story) - 1)
@@ -69,12 +75,26 @@ def in_other_voices(*, rounds: int, seed: int = 1) -> list[Case]:
     return made
 
 
+def _sentences(text: str) -> list[str]:
+    return [s for s in re.split(r"(?<=[.!?])\s+", text) if len(s.split()) > 4]
+
+
+def passages() -> list[str]:
+    """Off-topic passages, as a model writes them that is pushed to a subject: what stands before its restarts."""
+    return [case.response[: case.boundaries[0]].strip() for case in labelled(DRIFT) if case.boundaries]
+
+
+def ordinary() -> list[Case]:
+    """Long ordinary answers without any restart."""
+    return [case for case in labelled(ANSWERS) if not case.boundaries]
+
+
 def _answers(cases: Sequence[Case]) -> list[tuple[str, list[str]]]:
     """Prompts with the sentences of an answer: the last attempt of each response."""
     found = []
     for case in cases:
         text = case.response[case.boundaries[-1] :] if case.boundaries else case.response
-        sentences = [s for s in re.split(r"(?<=[.!?])\s+", text) if len(s.split()) > 4]
+        sentences = _sentences(text)
         if case.boundaries:
             sentences = sentences[1:]
         if sentences and "```" not in text:
@@ -82,53 +102,80 @@ def _answers(cases: Sequence[Case]) -> list[tuple[str, list[str]]]:
     return found
 
 
-def composed(cases: Sequence[Case], *, rounds: int, seed: int = 0) -> list[Case]:
-    """The wordings of the phrase file put into answers: off topic before, or on topic, whole or broken off."""
+def _broken_off(lead: str, phrase: str, rng: random.Random) -> tuple[str, str, str]:
+    """A lead cut in mid-sentence, what joins it to restart language, and that language as it goes on there."""
+    words = lead.split()
+    lead = " ".join(words[: rng.randint(max(3, len(words) // 2), max(4, len(words) - 2))]).rstrip(".,;:")
+    join = rng.choice(["... ", " - ", " — ", "— ", "—", "… ", ", ", ", ", " ", " ", " "])
+    if rng.random() < 0.6 and not phrase.startswith(("I ", "I'", "EDIT")):
+        phrase = phrase[0].lower() + phrase[1:]
+    return lead, join, phrase
+
+
+def composed(cases: Sequence[Case], *, seed: int = 0) -> list[Case]:
+    """The wordings put into answers: behind a drift, or on topic, whole or broken off; look-alikes within answers."""
     rng = random.Random(seed)
-    answers = _answers(cases)
+    answers, drift = _answers([*cases, *ordinary()]), passages()
     made = []
-    for line in wordings() * rounds:
+    for line in wordings():
         positive, phrase = line[0] == "+", line[2:]
         (prompt, right), (other, wrong) = rng.choice(answers), rng.choice(answers)
-        off = rng.random() < (0.65 if positive else 0.1)
-        first = (wrong if off else right)[: rng.randint(1, 2)]
+        off = rng.random() < (0.65 if positive else 0.2)
+        if off and rng.random() < 0.6:
+            wrong = _sentences(rng.choice(drift))
+        first = (wrong if off else right)[: rng.choice([1, 1, 2, 2, 3, 4, 6])]
         phrase = phrase.replace("{topic}", _topic(prompt)).replace("{wrong}", _topic(other))
         phrase = phrase.replace("{word}", _word(" ".join(first), rng)).replace("{key}", _word(_topic(prompt), rng))
         if phrase[:1].islower() and line[2] == "{":
             phrase = phrase[0].upper() + phrase[1:]
-        after = right[-rng.randint(1, 2) :]
-        join = rng.choice([" ", " ", " ", "\n\n"])
-        lead = " ".join(first)
+        lead, join = " ".join(first), rng.choice([" ", " ", " ", "\n\n"])
         if positive and rng.random() < 0.3:
-            words = lead.split()
-            lead = " ".join(words[: rng.randint(max(3, len(words) // 2), max(4, len(words) - 2))]).rstrip(".,;:")
-            join = rng.choice(["... ", " - ", " — ", "— ", "—", "… ", ", ", " ", " ", " "])
-            if rng.random() < 0.6:
-                phrase = phrase[0].lower() + phrase[1:] if not phrase.startswith(("I ", "I'", "EDIT")) else phrase
+            lead, join, phrase = _broken_off(lead, phrase, rng)
         elif positive and rng.random() < 0.1:
             phrase = phrase.lower().replace("'", "")
         if rng.random() < 0.15:
             phrase = phrase.replace("'", "\u2019")
-        rest = " ".join(after)
+        rest = " ".join(right[-rng.choice([1, 2, 3, 5]) :])
         if phrase.endswith((":", ",")) and rng.random() < 0.5:
             rest = rest[0].lower() + rest[1:]
-        response = f"{lead}{join}{phrase} {rest}"
-        boundary = (len(lead) + len(join),) if positive else ()
+        at = len(lead) + len(join)
+        boundary, end = ((at,), (at + len(phrase),)) if positive else ((), ())
         known = prompt if rng.random() < 0.8 else ""
-        made.append(Case(known, response, boundary, 0.4, "phrases"))
+        made.append(Case(known, f"{lead}{join}{phrase} {rest}", boundary, 0.4, "phrases", end))
+    return made
+
+
+def drifted(cases: Sequence[Case], *, seed: int = 0) -> list[Case]:
+    """Answers that leave their prompt, or never meet it, and do not say so: no restarts, however far they drift."""
+    rng = random.Random(seed)
+    calm = [case for case in cases if not case.boundaries and len(case.response) > 60]
+    drift = passages()
+    made = [Case(rng.choice(calm).prompt, text, (), 0.4, "drift") for text in drift]
+    for case in calm:
+        other = rng.choice(calm)
+        made.append(Case(other.prompt, case.response, (), 0.3, "another prompt"))
+        first = _sentences(case.response)
+        second = _sentences(rng.choice(drift) if rng.random() < 0.6 else other.response)
+        if not first or not second or "```" in case.response + other.response:
+            continue
+        a, b = first[: rng.randint(0, 3)], second[: rng.randint(1, 6)]
+        parts = [*a, *b, *first[len(a) :]] if rng.random() < 0.6 else [*a, *b]
+        asked = rng.choice([case.prompt, case.prompt, case.prompt, other.prompt, ""])
+        made.append(Case(asked, rng.choice([" ", " ", "\n\n"]).join(parts), (), 0.3, "drift"))
     return made
 
 
 def begun_otherwise(cases: Sequence[Case], *, seed: int = 0) -> list[Case]:
-    """Each labelled answer with another text before its first restart, or before all of it if it has none."""
+    """Each labelled answer with another text, often a long one, before its first restart."""
     rng = random.Random(seed)
     pool = [case.response for case in cases if not case.boundaries and len(case.response) > 80]
+    drift = passages()
     made = []
     for case in cases:
-        sentences = [s for s in re.split(r"(?<=[.!?])\s+", rng.choice(pool)) if len(s.split()) > 4]
+        sentences = _sentences(rng.choice(drift if rng.random() < 0.6 else pool))
         if not sentences or not case.boundaries:
             continue
-        lead, at = " ".join(sentences[: rng.randint(1, 2)]), case.boundaries[0]
+        lead, at = " ".join(sentences[: rng.randint(1, 6)]), case.boundaries[0]
         gap = re.search(r"\W*$", case.response[max(0, at - 3) : at])
         joint = (gap[0] if gap else "") or " "
         if joint.strip() or rng.random() < 0.3:

@@ -101,7 +101,7 @@ def test_given_references_decide(tmp_path: Path) -> None:
 
 def test_few_prompts_without_references_are_split_only(tmp_path: Path) -> None:
     rows = [
-        {"prompt": "How?", "response": "Comets have tails. Scratch that. Knead the dough well."},
+        {"prompt": "How do I bake?", "response": "Comets have tails and go far. Scratch that. Knead the dough well."},
         {"prompt": "Why?", "response": ""},
     ]
     summary = grade_file(write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")

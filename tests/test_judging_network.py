@@ -1,124 +1,119 @@
-"""The restart model's arithmetic is that of its definition, word by word, and its word vectors mean something."""
+"""The restart model's arithmetic is that of transformers' BERT with the same weights, window by window."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from transformers import BertConfig, BertModel
 
-from countersteer.judging.observed import observe
-from countersteer.judging.restart_input import AFTER, BEFORE, CLASSES, FLAGS, NUMBERS, WITHIN, encode
-from countersteer.judging.restart_model import RestartModel, shipped
-from countersteer.judging.word_vectors import row, vectors
+from countersteer.judging.restart_model import MARGIN, PROMPT, WINDOW, RestartModel, prepared, shipped, windows
 
+PROMPTED = "How do I iron a shirt?"
 TEXT = (
     "Owls hunt at night, mostly by ear, and they swallow mice whole. Hold on, you asked about shirts! Start with the "
-    "collar (inside first), then the cuffs... then the sleeves and the front. A little steam helps; cotton likes heat."
+    "collar (inside first), then the cuffs...\n\nThen the sleeves and the front. A little steam helps; cotton likes it."
 )
 
 
-def naive(w: dict[str, np.ndarray], text: str, prompt: str, features: dict[str, int]) -> np.ndarray:
-    """The network in float64, one word at a time."""
-    e = encode(observe(text, prompt))
-    count = len(e.words)
-
-    def relu(v: np.ndarray) -> np.ndarray:
-        return np.maximum(v, 0)
-
-    x = [
-        np.tanh(
-            w["project.weight"] @ np.concatenate([vectors()[e.words[t]], w["classes.weight"][e.classes[t]], e.flags[t]])
-            + w["project.bias"]
-        )
-        for t in range(count)
-    ]
-
-    def tap(values: list[np.ndarray], t: int) -> np.ndarray:
-        return values[t] if 0 <= t < count else np.zeros_like(values[0])
-
-    def convolved(values: list[np.ndarray], name: str, step: int) -> list[np.ndarray]:
-        weight, bias = w[f"{name}.weight"], w[f"{name}.bias"]
-        return [
-            relu(bias + sum(weight[:, :, k] @ tap(values, t + (k - 1) * step) for k in range(3))) for t in range(count)
-        ]
-
-    near = convolved(x, "near", 1)
-    wide = convolved(near, "wide", 2)
-    y = [np.concatenate([a, b]) for a, b in zip(near, wide, strict=True)]
-    around = [
-        np.concatenate([relu(w["around.weight"] @ a + w["around.bias"]), b]) for a, b in zip(x, wide, strict=True)
-    ]
-
-    def most(values: list[np.ndarray], picked: list[int]) -> np.ndarray:
-        chosen = [values[t] for t in picked if 0 <= t < count]
-        return np.max(chosen, axis=0) if chosen else np.zeros_like(values[0])
-
-    logits = []
-    for t in range(count):
-        piece = e.pieces[t]
-        held = np.zeros(len(features))
-        for name in e.names[piece]:
-            if name in features:
-                held[features[name]] = 1
-        parts = [
-            most(y, [s for s in range(count) if e.pieces[s] == piece]),
-            y[t],
-            most(y, list(range(t, t + WITHIN))),
-            most(around, list(range(t - BEFORE, t))),
-            most(around, list(range(t + WITHIN, t + WITHIN + AFTER))),
-            relu(w["context.weight"] @ held + w["context.bias"]),
-            e.numbers[t],
-        ]
-        hidden = relu(w["hidden.weight"] @ np.concatenate(parts) + w["hidden.bias"])
-        logits.append(w["out.weight"][0] @ hidden + w["out.bias"][0])
-    return np.array(logits)
+def turned(value: torch.Tensor) -> torch.Tensor:
+    """A matrix transposed; a vector as it is."""
+    return value.mT if value.ndim > 1 else value
 
 
-@pytest.mark.parametrize("text", [TEXT, "No.", "Shirts first. " + TEXT * 3], ids=["plain", "one word", "long"])
-def test_network_is_that_of_its_definition(text: str) -> None:
-    rng = np.random.default_rng()
-    features = {name: k for k, name in enumerate(["is:front", "is:broken", "rule=0", "rule=2", "kept=0", "is:asks"])}
-    width = 6
-    shapes = {
-        "classes.weight": (len(CLASSES) + 1, 3),
-        "project.weight": (width, vectors().shape[1] + 3 + FLAGS),
-        "project.bias": (width,),
-        "near.weight": (width, width, 3),
-        "near.bias": (width,),
-        "wide.weight": (3, width, 3),
-        "wide.bias": (3,),
-        "around.weight": (3, width),
-        "around.bias": (3,),
-        "context.weight": (4, len(features)),
-        "context.bias": (4,),
-        "hidden.weight": (5, 9 * 3 + 6 * 2 + 4 + NUMBERS),
-        "hidden.bias": (5,),
-        "out.weight": (1, 5),
-        "out.bias": (1,),
-    }
-    networks = tuple(
-        {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()} for _ in range(2)
+def bert(model: RestartModel) -> BertModel:
+    """transformers' encoder with the model's tensors."""
+    w = {name: torch.tensor(value) for name, value in model.tensors.items()}
+    made = BertModel(
+        BertConfig(
+            vocab_size=len(w["words"]),
+            hidden_size=w["words"].shape[1],
+            num_hidden_layers=model.layers,
+            num_attention_heads=model.heads,
+            intermediate_size=w["0.widen.bias"].shape[0],
+            hidden_act="gelu_pytorch_tanh",
+            max_position_embeddings=len(w["positions"]),
+        ),
+        add_pooling_layer=False,
     )
-    prompt = "How do I iron a shirt?"
-    model = RestartModel(networks, features, 0.0)
-    found = model.words(encode(observe(text, prompt)))
-    expected = np.mean([naive({n: v.astype(float) for n, v in w.items()}, text, prompt, features) for w in networks], 0)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    state = made.state_dict()
+    state["embeddings.word_embeddings.weight"] = w["words"]
+    state["embeddings.position_embeddings.weight"] = w["positions"]
+    state["embeddings.token_type_embeddings.weight"] = w["types"]
+    names = {
+        "mix": "attention.output.dense",
+        "mixed": "attention.output.LayerNorm",
+        "widen": "intermediate.dense",
+        "narrow": "output.dense",
+        "narrowed": "output.LayerNorm",
+    }
+    for part in ("weight", "bias"):
+        state[f"embeddings.LayerNorm.{part}"] = w[f"norm.{part}"]
+        for layer in range(model.layers):
+            front = f"encoder.layer.{layer}."
+            three = w[f"{layer}.attend.{part}"].chunk(3, dim=-1)
+            for name, value in zip(("query", "key", "value"), three, strict=True):
+                state[f"{front}attention.self.{name}.{part}"] = turned(value)
+            for mine, theirs in names.items():
+                state[f"{front}{theirs}.{part}"] = turned(w[f"{layer}.{mine}.{part}"])
+    made.load_state_dict({name: value.contiguous() for name, value in state.items()})
+    return made.eval()
 
 
-def test_likeliest_word_of_each_piece_is_where_it_begins() -> None:
-    seen = observe(TEXT, "How do I iron a shirt?")
-    logits = shipped().logits(seen)
-    assert len(logits) == len(seen.places)
-    assert all(place.piece.start <= at < place.piece.end for place, (_, at) in zip(seen.places, logits, strict=True))
-    best = max(logits)
-    assert TEXT[best[1] :].startswith("Hold on")
+@pytest.fixture(scope="module")
+def reference() -> BertModel:
+    return bert(shipped())
 
 
-def test_words_of_like_meaning_lie_together() -> None:
-    def cosine(a: str, b: str) -> float:
-        u, v = vectors()[row(a)], vectors()[row(b)]
-        return float(u @ v / np.sqrt((u @ u) * (v @ v)))
+def expected(reference: BertModel, ids: list[int], second: int) -> np.ndarray:
+    """Outputs [T, 2] of the oracle."""
+    types = torch.tensor([[0] * second + [1] * (len(ids) - second)])
+    with torch.inference_mode():
+        hidden = reference(input_ids=torch.tensor([ids]), token_type_ids=types).last_hidden_state[0].numpy()
+    return hidden @ shipped().tensors["out.weight"] + shipped().tensors["out.bias"]
 
-    for near, far in [(("soup", "stew"), ("soup", "lawsuit")), (("mistake", "error"), ("mistake", "flour"))]:
-        assert cosine(*near) > cosine(*far) + 0.3
-    assert row("xqzvt") == 0 and not vectors()[0].any() and row("n't") == row("not")
+
+@pytest.mark.parametrize("size", [1, 7, 40, WINDOW + 3])
+def test_outputs_are_those_of_berts_definition(reference: BertModel, size: int) -> None:
+    rng = np.random.default_rng()
+    ids = rng.integers(0, len(shipped().tensors["words"]), size).tolist()
+    found = shipped().encoded(ids, size // 3)
+    np.testing.assert_allclose(found, expected(reference, ids, size // 3), rtol=1e-3, atol=2e-3)
+
+
+def test_every_word_piece_is_read_in_a_window_that_reaches_around_it() -> None:
+    for count in [1, 5, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW, 5 * WINDOW + 17]:
+        read = [k for _, _, kept, last in windows(count) for k in range(kept, last)]
+        assert read == list(range(count))
+        for start, stop, kept, last in windows(count):
+            assert stop - start <= WINDOW
+            assert kept - start >= MARGIN or start == 0
+            assert stop - last >= MARGIN or stop == count
+
+
+def test_a_long_response_is_read_window_by_window(reference: BertModel) -> None:
+    text, pieces = TEXT * 12, shipped().pieces
+    ids = pieces.encode(prepared(text)).ids
+    assert len(ids) > 2 * WINDOW
+    asked = pieces.encode(prepared(PROMPTED)).ids[:PROMPT]
+    front = [pieces.token_to_id("[CLS]"), *asked, pieces.token_to_id("[SEP]")]
+    reading = shipped().read(text, PROMPTED)
+    for start, stop, kept, last in windows(len(ids)):
+        whole = [*front, *ids[start:stop], pieces.token_to_id("[SEP]")]
+        made = expected(reference, whole, len(front))[len(front) + kept - start : len(front) + last - start]
+        np.testing.assert_allclose(reading.begins[kept:last], made[:, 0], rtol=1e-3, atol=2e-3)
+        np.testing.assert_allclose(reading.language[kept:last], made[:, 1], rtol=1e-3, atol=2e-3)
+
+
+def test_offsets_are_those_of_the_response() -> None:
+    text = "Café — “naïve” 漢字\n\tOops, scrap that… İstanbul ﬁn 🙂 end"
+    reading = shipped().read(text, PROMPTED)
+    assert (reading.starts < reading.ends).all() and reading.ends.max() == len(text)
+    assert (np.diff(reading.starts) >= 0).all()
+    words = [text[a:b] for a, b, opens in zip(reading.starts, reading.ends, reading.opens, strict=True) if opens]
+    assert {"that", "end"} <= set(words)
+
+
+def test_likeliest_beginning_is_where_it_begins() -> None:
+    reading = shipped().read(TEXT, PROMPTED)
+    assert TEXT[reading.starts[int(reading.begins.argmax())] :].startswith("Hold on")

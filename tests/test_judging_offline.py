@@ -44,6 +44,28 @@ def test_own_topic_scores_high_and_others_low(judge: OfflineJudge) -> None:
         assert max(s for topic, s in zip(topics, scores, strict=True) if topic != own) <= 20
 
 
+ONE_EACH = {
+    "How do I iron a shirt?": "Heat the iron, lay the collar flat on the board and press out the creases with steam.",
+    "How do I plant garlic?": "Split the bulb into cloves and set them in loose soil in autumn, pointed end up.",
+    "How do I tune a guitar?": "Pluck each string, listen to its pitch and turn its peg until the tuner shows it.",
+    "How do I bake bread?": "Knead flour, water and yeast into a dough, let it rise and put it in a hot oven.",
+    "How do I fix a puncture?": "Take the tyre off the wheel, find the hole in the tube and glue a patch on it.",
+    "How do I train a puppy?": "Reward your dog with treats when it sits, and keep the sessions short.",
+}
+
+
+def test_without_any_other_reference_the_prompt_tells_the_topic() -> None:
+    """One answer for each prompt, so that each is left out of its own score."""
+    alone = OfflineJudge(ReferenceSet.of({prompt: [text] for prompt, text in ONE_EACH.items()}))
+    table = np.array([[alone.score(p, text, without=(0,)) for text in ONE_EACH.values()] for p in ONE_EACH])
+    own = np.diag(table)
+    assert own.min() >= 50
+    assert (table < own[:, None] - 20).sum() >= 28, "of the 30 others"
+    assert alone.score("Why?", "Because.") is None
+    few = OfflineJudge(ReferenceSet.of(dict(list({p: [t] for p, t in ONE_EACH.items()}.items())[:3])))
+    assert few.score("How do I iron a shirt?", "Heat the iron.", without=(0,)) is None
+
+
 def test_score_rises_with_the_share_on_topic(judge: OfflineJudge) -> None:
     own, other = list(TOPICS)[:2]
     mixed = [judge.score(own, answer(own, 7, share) + " " + answer(other, 8, 24 - share)) for share in (3, 12, 21)]

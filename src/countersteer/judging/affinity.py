@@ -32,7 +32,7 @@ until up upon us use used using usually very want was way we well were what when
 why will with within without would yes yet you your yours step steps start begin finally second third answer
 question
 """
-_COMMON = frozenset(_COMMON_WORDS.split())
+COMMON = frozenset(_COMMON_WORDS.split())
 _MASS_COMMON = 0.03
 _SHRINK = 0.08
 _PSEUDO_MASS = 0.8
@@ -54,13 +54,13 @@ def words(text: str) -> Counter[str]:
             counts.update(word[i : i + 2] for i in range(max(1, len(word) - 1)))
             continue
         word = re.sub(r"['’]\w{1,2}$", "", word)
-        counts[word if word in _COMMON else _stem(word)] += 1
+        counts[word if word in COMMON else _stem(word)] += 1
     return counts
 
 
 def content_words(text: str) -> frozenset[str]:
     """The stemmed words of a text that are not common function words."""
-    return frozenset(word for word in words(text) if word not in _COMMON)
+    return frozenset(word for word in words(text) if word not in COMMON)
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Affinity:
     _vocabulary: dict[str, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self._prompt_words = [frozenset(words(prompt)) - _COMMON for prompt in self.prompts]
+        self._prompt_words = [frozenset(words(prompt)) - COMMON for prompt in self.prompts]
         self.documents = [[words(text) for text in texts] for texts in self.texts]
         for documents in self.documents:
             for document in documents:
@@ -103,7 +103,7 @@ class Affinity:
         unknown = sum(
             1.0 + 0.5 * math.log(count)
             for word, count in counts.items()
-            if word not in self._vocabulary and word not in _COMMON
+            if word not in self._vocabulary and word not in COMMON
         )
         if not known:
             return 0.0
@@ -118,7 +118,7 @@ class Affinity:
         own = np.clip(own_presence, 0.0, None) / total
         others = len(self.prompts) - 1
         rest = (self._rate_sum[ids] - self._rates[prompt, ids]) / max(others, 1)
-        common = np.array([word in _COMMON for word, _, _ in known])
+        common = np.array([word in COMMON for word, _, _ in known])
         mass = np.where(common, _MASS_COMMON, _mass(np.maximum(rest - 1.0 / max(others, 1), 0.0))) * damped
         membership = np.where((own > 1e-6) & ~common, own / (own + rest + _SHRINK), 0.0)
         distinct = len(counts) / max(1, sum(counts.values()))

@@ -2,8 +2,10 @@
 
 The score says how much of an attempt's wording belongs to its prompt (`affinity.py`), on a scale that the references
 themselves set: a prompt's own references, each scored without itself, lie near 90-100 and those of other prompts near
-0-10. Restart language is left out of what is scored. It measures topic, not truth: a fluent wrong answer on topic
-scores high. It replaces no language model where correctness matters, and needs none where drift is the question.
+0-10. Where few references of a prompt are left, or none, the text's likeness to the prompt itself (`likeness.py`)
+counts beside them, or alone. Restart language is left out of what is scored. It measures topic, not truth: a fluent
+wrong answer on topic scores high. It replaces no language model where correctness matters, and needs none where drift
+is the question.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from countersteer.core.trial import OK, Attempt, Grade
 from countersteer.judging import attempts
 from countersteer.judging.affinity import Affinity, words
 from countersteer.judging.degraded import degraded
+from countersteer.judging.likeness import Likeness
 from countersteer.judging.references import ReferenceSet
 
-VERSION = 1
+VERSION = 2
 """Changes whenever the same text may be scored differently."""
 
 MIN_PROMPTS = 5
@@ -31,6 +34,10 @@ MIN_PROMPTS = 5
 _OWN_LEVEL, _OTHER_LEVEL = 95.0, 3.0
 _DEFAULT_OWN, _DEFAULT_OTHER = 0.45, 0.06
 _PRIOR = 3.0
+_LIKENED = 8
+"""So many references of a prompt set the scale of likeness."""
+_FEW = 2
+"""With no more references than this left, likeness to the prompt counts as one more."""
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 _PLEASANTRY = re.compile(
     r"\W*(?:sure|certainly|of course|absolutely|great|hi|hello|thanks|thank you|happy to help|"
@@ -93,20 +100,45 @@ class OfflineJudge:
                         other[(i + step) % count].append(affinity.raw(document, (i + step) % count))
         return _shrunk(other, 0.5, _DEFAULT_OTHER), _shrunk(own, 0.4, _DEFAULT_OWN)
 
-    def score(self, prompt: str, text: str, *, without: Iterable[int] = ()) -> float | None:
-        """Score 0-100 of one text as an answer to `prompt`; None if the set holds no reference for that prompt.
+    @cached_property
+    def _likeness(self) -> Likeness:
+        return Likeness([p for p, _ in self.references], [t for _, t in self.references])
 
-        `without`: indices of this prompt's references to leave out (those made from the text itself).
+    @cached_property
+    def _likeness_scale(self) -> tuple[float, float]:
+        """Likeness to a prompt, of other prompts' references and of its own."""
+        count = len(self.references)
+        own, other = [], []
+        for i, (_, texts) in enumerate(self.references):
+            for text in texts[:_LIKENED]:
+                own.append(self._likeness.of(text, i))
+                other += [self._likeness.of(text, (i + step) % count) for step in (1, 3, 8) if step < count]
+        low = float(np.quantile(other, 0.6)) if other else 0.0
+        return low, max(float(np.quantile(own, 0.4)) if own else low, low + 0.05)
+
+    def _liked(self, text: str, i: int) -> float:
+        """The score of a text by its likeness to prompt i, not yet bounded."""
+        return _level(self._likeness.of(text, i), *self._likeness_scale)
+
+    def score(self, prompt: str, text: str, *, without: Iterable[int] = ()) -> float | None:
+        """Score 0-100 of one text as an answer to `prompt`.
+
+        `without`: indices of this prompt's references to leave out (those made from the text itself). None if the set
+        does not hold the prompt, or no other reference of it and too few prompts to tell topics apart by.
         """
         i = self._index.get(prompt.strip())
-        left_out = frozenset(without)
-        if i is None or len(self._affinity.documents[i]) <= len(left_out):
+        if i is None:
             return None
-        raw = self._affinity.raw(words(text), i, without=left_out)
+        left_out = frozenset(without)
+        left = len(self._affinity.documents[i]) - len(left_out)
+        enough = len(self.references) >= MIN_PROMPTS and bool(self._affinity.documents[i])
+        if not left:
+            return _bounded(self._liked(text, i)) if enough else None
         low, high = float(self._scale[0][i]), float(self._scale[1][i])
-        high = max(high, low + 0.1)
-        level = _OTHER_LEVEL + (_OWN_LEVEL - _OTHER_LEVEL) * (raw - low) / (high - low)
-        return round(min(100.0, max(0.0, level)), 1)
+        level = _level(self._affinity.raw(words(text), i, without=left_out), low, max(high, low + 0.1))
+        if left <= _FEW and enough:
+            level = (left * level + min(100.0, self._liked(text, i))) / (left + 1)
+        return _bounded(level)
 
     def grade(self, prompt: str, response: str, *, label: str | None = None) -> Grade:
         """The attempts of a response with their scores.
@@ -136,6 +168,15 @@ class OfflineJudge:
     def grade_many(self, items: Iterable[tuple[str, str]]) -> list[Grade]:
         """The grades of many (prompt, response), in order."""
         return [self.grade(prompt, response) for prompt, response in items]
+
+
+def _level(raw: float, low: float, high: float) -> float:
+    """An affinity on the scale of scores, not yet bounded."""
+    return _OTHER_LEVEL + (_OWN_LEVEL - _OTHER_LEVEL) * (raw - low) / (high - low)
+
+
+def _bounded(level: float) -> float:
+    return round(min(100.0, max(0.0, level)), 1)
 
 
 def _shrunk(values: Sequence[Sequence[float]], quantile: float, default: float) -> np.ndarray:

@@ -1,16 +1,14 @@
-"""The text of a response as prose: code, quotations and dialogue blanked out, then cut into short pieces.
+"""The text of a response as prose: code, quotations and dialogue blanked out.
 
 Restart language counts only where the response speaks in its own voice. `mask` replaces what does not (fenced and
 inline code, quoted speech, block quotes, tables, lines of a script) by a blank of the same length, so that every
-offset stays valid; `pieces` cuts the rest where a writer could break off: sentences, lines, dashes, brackets, and
-before an interruption. Both are linear in the length of the text.
+offset stays valid. Linear in the length of the text.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
 
 BLANK = "\ufffc"
 _NORMAL = str.maketrans(
@@ -41,7 +39,6 @@ _NORMAL = str.maketrans(
 )
 _MAX_QUOTE = 1000
 _LIST = re.compile(r"[ ]*(?:[-*•+]|\d{1,3}[.)]|[a-zA-Z][.)])[ ]+")
-_MARKUP = re.compile(r"[\s*_#>~|\"'(\[{\ufffc•+.,;:!?…—–-]*")
 _SPEAKER = re.compile(r"[ *_]*([A-Z][\w .'-]{0,24}?)[*_ ]*:[*_]* +\S")
 _CODE_LINE = re.compile(
     r"[ ]*(?:#|//|/\*|\*|@|\}|\{|<)|[ ]{2,}\S|.*[;{}]\s*$|.*\w\(.*\)\s*:?\s*$|.*\s[=+<>-]=?\s.*|"
@@ -50,41 +47,6 @@ _CODE_LINE = re.compile(
 _LABEL = re.compile(
     r"(?:correction|edit|mistake|error|oops|take|second|third|attempt|try|wait|no|sorry|redo)\b", re.IGNORECASE
 )
-
-_LOOSE = (
-    r"(?:lol|omg|oops|whoops|ugh+|argh+|nvm|dammit|ok wait|oh wait|no wait|wait no|wait,? wait|"
-    r"ok brain|my bad|scratch that|"
-    r"strike that|scrap that|hmm+|brain fart|never ?mind that|hang on|hold on(?= (?:a|that|i|no|"
-    r"what|why)\b| *[,.!?])|sorry(?=,? (?:that|i|no|wait|this|wrong|not|ignore|scratch)\b))"
-)
-_COMMA = (
-    r"(?:(?:oh |oh,? |no,? |but |ah,? |ok,? |okay,? |actually,? )?(?:wait|no|nope|sorry|hang|hold|"
-    r"oops|whoops|scratch|strike|scrap|apologies|pardon|stop|h+m+|ugh|"
-    r"argh|my bad|my mistake|forget|correction|never mind|nevermind|nvm|excuse|let me|i mean|oh|"
-    r"ah|er|um|uh|damn|whoa)|actually,? (?:no|that|wait|scratch|i)|what am i|why am i|"
-    r"i (?:got|misread|mis|was|am|have|seem|digress|take|made|went|lost)|i'(?:m|ve|ll)|"
-    r"that'?s (?:not|wrong)|back to|but (?:that|you|i)|"
-    r"you asked|this is)\b"
-)
-_CUT = re.compile(
-    r"(?P<end>[.!?…。！？]+[\"')\]*_]*(?=\s|$|[A-Z(\ufffc])|\n+|\s*[—–]+|\s-{1,2}(?=\s)|\w-{2,}(?=\s|"
-    r"\w)|[(\[]|…|\.\.+|[)\]](?=\s))"
-    rf"|[,;:]\s+(?:and,? |then,? )?(?={_COMMA})|(?<=\w)\s+(?={_LOOSE}\b)",
-    re.IGNORECASE,
-)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A stretch [start, end) in which restart language may open. `broken`: the words before it break off."""
-
-    start: int
-    end: int
-    sentence: int
-    broken: bool
-    listed: bool
-    at_bullet: bool = False
-    opens: bool = True
 
 
 def normal(text: str) -> str:
@@ -143,35 +105,3 @@ def mask(text: str) -> str:
     masked = "".join(chars)
     _blank_pairs(chars, masked, r"(?<![\w'\ufffc.!?])'(?=\w)", r"(?<=[\w.!?,…])'(?!\w)")
     return "".join(chars)
-
-
-def pieces(masked: str) -> list[Piece]:
-    """The pieces of a masked text in order, without markup at their fronts."""
-    cuts: list[tuple[int, bool, bool]] = [(0, True, False)]
-    for m in _CUT.finditer(masked):
-        mark = m["end"]
-        if mark is None:
-            cuts.append((m.end(), False, True))
-        else:
-            ends = "\n" in mark or mark[0] in ".!?…。！？"
-            cuts.append((m.end(), ends and not mark.startswith(("…", "..")), not ends or mark.startswith(("…", ".."))))
-    found: list[Piece] = []
-    sentence = -1
-    line_start = 0
-    listed = bool(_LIST.match(masked[:12]))
-    for i, (at, opens, broken) in enumerate(cuts):
-        end = cuts[i + 1][0] if i + 1 < len(cuts) else len(masked)
-        newline = masked.rfind("\n", max(line_start, at - 400), at) + 1
-        if newline > line_start:
-            line_start = newline
-            listed = bool(_LIST.match(masked[newline : newline + 12]))
-        if opens:
-            sentence += 1
-        front = at
-        bullet = _LIST.match(masked, at, end) if listed and at == line_start else None
-        if bullet:
-            front = bullet.end()
-        start = _MARKUP.match(masked, front, end).end()  # type: ignore[union-attr]
-        if start < end:
-            found.append(Piece(start, end, sentence, broken, listed, listed and start - line_start < 25, opens))
-    return found
