@@ -93,9 +93,11 @@ def test_arms_on_other_prompts_or_directions_are_compared_as_two_samples(tmp_pat
         assert not row["paired"] and row["difference"] == pytest.approx(-0.5) and row["latents"] == 40
         row = result["contrasts"]["cut"]["multi_attempt"]
         assert row["paired"] and row["pairs"] == 30 and row["against"] == "elsewhere"
-        told = {item.question: item.answer for item in questions(result)}
-        assert "unpaired, 60 there" in told["Does it hold for other prompts and other directions?"]
-        assert "unpaired" in terminal.render(result, width=160) and "<small>unpaired</small>" in html.page(run, result)
+        told = {item.question: item.text for item in questions(result)}
+        assert "unpaired: 60 and 60 trials" in told["Does it hold for other prompts and other directions?"]
+        assert "unpaired" in terminal.render(
+            result, width=160
+        ) and "<small>unpaired: 60 and 60 trials</small>" in html.page(run, result)
 
 
 def test_trials_that_were_planned_together_stay_paired_even_if_no_pair_is_valid(tmp_path: Path) -> None:
@@ -123,9 +125,10 @@ def test_an_arm_says_whether_its_clamp_acted_and_not_only_its_steering(tmp_path:
         }  # fmt: skip
         assert "the clamp never acted" in result["arms"]["idle"]["note"]
         assert "never acted" not in (result["arms"]["held"]["note"] or "")
-        told = {item.question: item.answer for item in questions(result)}
-        (causal,) = [answer for question, answer in told.items() if "causal" in question]
-        assert "held clamped something in 3 of 6 responses" in causal and "idle clamped something in 0 of 6" in causal
+        (causal,) = [item for item in questions(result) if "causal" in item.question]
+        (acted,) = [table for table in causal.tables if "responses clamped" in table.head]
+        told = {row[0].main: (row[1].main, *row[1].small, row[2].main) for row in acted.rows}
+        assert told == {"held": ("3", "of 6", "0.15"), "idle": ("0", "of 6", "0")}
 
 
 def test_detectors_clamped_stand_against_each_random_set_with_an_interval(tmp_path: Path) -> None:
@@ -144,8 +147,10 @@ def test_detectors_clamped_stand_against_each_random_set_with_an_interval(tmp_pa
         assert one["interval"][0] < -0.7 < one["interval"][1] < -0.4 and one["arm"] == "cut"
         assert other["difference"] == 0.0 and other["p_holm"] == 1.0
         assert result["contrasts"]["cut"]["multi_attempt"]["against"] == "base"
-        told = {item.question: item.answer for item in questions(result)}
-        assert "set by set: chance@set1 −70.0 points" in told["Is that more than clamping random latents does?"]
+        (section,) = [item for item in questions(result) if item.name == "random"]
+        assert section.verdict == "Not shown" and "lower by more than chance in 1 of 2" in section.answer
+        (direct,) = [table for table in section.tables if "against set" in table.head]
+        assert {row[0].main: row[1].main for row in direct.rows} == {"chance@set1": "−70.0", "chance@set2": "+0.0"}
     with planted.plant(tmp_path / "plain", planted.Planted({"base": arm(1.0)})) as run:
         assert summarise(run)["detectors_against_random"] == {}
 
@@ -184,7 +189,7 @@ def test_whole_response_recovery_is_a_metric_of_its_own_with_its_caution(tmp_pat
         first, whole = judge.score("How do I iron a shirt?", OFF), judge.score("How do I iron a shirt?", text)
         assert first is not None and whole is not None and whole > first
         assert result["whole_response"]["judge"] == judge.name and "over-scores" in result["whole_response"]["caution"]
-        told = {item.question: item.answer for item in questions(result)}
+        told = {item.question: item.text for item in questions(result)}
         assert "60.0%" in told["Do responses recover when read as a whole?"]
         assert "whole-response recovery" in html.page(run, result)
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from countersteer.report import figures, html, terminal
+from countersteer.report.questions import questions
 from countersteer.report.summary import summarise
 from countersteer.report.transcripts import cut, examples
-from countersteer.report.words import answers, limits, number, warnings
+from countersteer.report.words import limits, number, warnings
 from report_runs import RESTART, Planted, T, plant
 
 EVIL = (
@@ -77,10 +78,11 @@ def test_page_is_complete_and_needs_no_network(tmp_path: Path) -> None:
     assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", text.replace("</", "<"))
     assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object", "embed", "img")]
     assert not [a for _, attrs in page.tags for a in attrs if a.startswith("on")]
-    assert len([tag for tag, _ in page.tags if tag == "svg"]) == 8
+    assert len([tag for tag, _ in page.tags if tag == "svg"]) == 11
     assert "default-src 'none'" in text
-    for wanted in ("test animal", "In plain words", "Against base", "resid_post.3: 9 of 20 tokens changed", "default",
-                   "given", "with uncommitted changes", "Is correcting itself better"):  # fmt: skip
+    for wanted in ("test animal", "In plain words", "Which arms differ from base?", "default", "given",
+                   "resid_post.3: 9 of 20 tokens changed", "with uncommitted changes",
+                   "Is correcting itself better"):  # fmt: skip
         assert wanted in page.text, wanted
     assert len(text) < 2_000_000
 
@@ -162,14 +164,14 @@ def test_terminal_does_not_read_markup_in_names(tmp_path: Path) -> None:
 
 def test_answers_say_what_the_numbers_say(tmp_path: Path) -> None:
     with plant(tmp_path / "run", planted()) as run:
-        said = {a.question: a.answer for a in answers(summarise(run))}
+        said = {a.question: a.text for a in questions(summarise(run))}
     assert said["Does the model correct itself while it is steered?"].startswith("Yes.")
     assert "too few to say" in said["Are its second attempts better than simply trying again?"]
     assert "6 of 6 latents" in said["Is the steering as strong as intended?"]
     never = Planted({"base": [T(i, f"p{k}", (10.0,)) for i in range(5) for k in range(3)]})
     with plant(tmp_path / "never", never) as run:
         found = summarise(run)
-    said = {a.question: a.answer for a in answers(found)}
+    said = {a.question: a.text for a in questions(found)}
     assert said["Does the model correct itself while it is steered?"].startswith("It was not seen.")
     assert any("Only 5 latents" in text for text in warnings(found))
 

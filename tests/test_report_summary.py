@@ -36,6 +36,9 @@ METRIC = {
     },
 }
 NUMBER = {"type": ["number", "null"]}
+RECOVERY = {**METRIC, "properties": {**METRIC["properties"], "p": NUMBER, "p_holm": NUMBER, "detectable": NUMBER,
+                                     "latents": {"type": "integer", "minimum": 1}}}  # fmt: skip
+"""Recovery is a contrast within an arm: it has a p and what could have been found."""
 NAMES = ("first_attempt", "multi_attempt", "improvement", "resample_baseline", "esr", "recovery", "mean_improvement")
 CONTRAST = {
     "type": "object",
@@ -43,6 +46,7 @@ CONTRAST = {
     "properties": {"difference": NUMBER, "ratio": NUMBER, "interval": LIMITS, "p": NUMBER, "p_holm": NUMBER,
                    "status": {"enum": ["ok", "no-pairs", "no-data", "zero-events"]}},
 }  # fmt: skip
+METRICS = {name: RECOVERY if name == "recovery" else METRIC for name in NAMES}
 ARM = {
     "type": "object",
     "required": ["trials", "valid", "statuses", "acted", "without_degraded", "note", *NAMES],
@@ -51,8 +55,8 @@ ARM = {
         "valid": {"type": "integer"},
         "acted": {"type": "integer"},
         "statuses": {"type": "object", "additionalProperties": {"type": "integer", "minimum": 1}},
-        "without_degraded": {"type": "object", "required": list(NAMES), "properties": {n: METRIC for n in NAMES}},
-        **{name: METRIC for name in NAMES},
+        "without_degraded": {"type": "object", "required": list(NAMES), "properties": METRICS},
+        **METRICS,
     },
 }
 SCHEMA = {

@@ -355,7 +355,7 @@ def test_other_inputs_under_an_old_run_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunRefusedError, match="begun with another prompts"):
         runner.run_study(spec.load(path), tmp_path / "run", tools=lambda _: broken)
     (tmp_path / "prompts.txt").write_text("\n".join(world.TOPICS) + "\n")
-    path.write_text(path.read_text().replace("ids = [1]", "ids = [2]"))
+    path.write_text(path.read_text().replace("references = 3", "references = 2"))
     with pytest.raises(RunRefusedError, match=r"run of another study .*choose another folder"):
         runner.run_study(spec.load(path), tmp_path / "run", tools=lambda _: broken)
 

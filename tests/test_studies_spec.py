@@ -118,7 +118,6 @@ BAD = {
     BASE + '[engine]\nkind = "vllm"\nurls = ["http://me:pw@a"]': "urls must not hold a password",
     BASE + '[engine]\nkind = "vllm"\nurls = ["http://a"]\ndtype = "float32"': "dtype was decided where",
     BASE + '[engine]\nkind = "vllm"\ndevice = "cpu"': "device is vLLM's own choice",
-    BASE + '[engine]\nkind = "vllm"\nadapter = "a"': "adapter",
     BASE + '[engine]\nkind = "vllm"\ntensor_parallel_size = 0': "[engine] tensor_parallel_size",
     BASE + "x =": "not valid TOML",
     "study = 3\n[arms.base]": "[study] should be",

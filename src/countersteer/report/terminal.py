@@ -88,11 +88,13 @@ def _contrasts(result: Mapping[str, Any]) -> Any:
 
     caption = "differences with 95% intervals, rates in points; p from swapping arms within latents, Holm over the arms"
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
-    table.add_column(f"against {result['base']}", overflow="fold", min_width=_name_width(result))
+    table.add_column(f"against {result['base']}\nunless named", overflow="fold", min_width=_name_width(result))
     for metric in CONTRASTED:
         table.add_column(NAMES[metric], justify="right", no_wrap=True)
     for name, metrics in result["contrasts"].items():
-        table.add_row(Text(name), *(Text(_shift(metric, metrics[metric])) for metric in CONTRASTED))
+        against = metrics[CONTRASTED[0]]["against"]
+        shown = name if against == result["base"] else f"{name}\n  against {against}"
+        table.add_row(Text(shown), *(Text(_shift(metric, metrics[metric])) for metric in CONTRASTED))
     return table
 
 
