@@ -267,16 +267,22 @@ def test_export_writes_every_trial(capsys: pytest.CaptureFixture[str], finished:
     assert len(lines) == 48 and {x["arm"] for x in lines} == {"base", "unsteered", "self-monitor"}
     steered = [x for x in lines if x["arm"] != "unsteered" and x["status"] != "uncalibrated"]
     assert steered and all(x["receipt"]["layers"][0]["mean_relative"] > 0.05 for x in steered)
-    assert "unknown export format 'csv'" in error_of(
-        capsys, "export", finished / "run", "--format", "csv", "--out", out
-    )
+    code, printed, _ = said(capsys, "export", finished / "run", "--format", "jsonl")
+    assert code == 0 and printed == out.read_text()
+    for arguments, message in (
+        (("--format", "csv", "--out", out), "unknown export format 'csv'"),
+        (("--format", "parquet"), "--format parquet needs a file"),
+        (("--out", tmp_path), "is a folder; name a file in it"),
+        (("--out", "."), "is a folder; name a file in it"),
+    ):
+        assert message in error_of(capsys, "export", finished / "run", *arguments)
 
 
 def test_run_folder_of_another_study(capsys: pytest.CaptureFixture[str], finished: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.toml"
-    other.write_text(ORGANISM.replace("count = 4", "count = 5"))
+    other.write_text(ORGANISM.replace("references = 2", "references = 3"))
     message = error_of(capsys, "run", other, "--out", finished / "run")
-    assert "run of another study" in message and "count = 4" in message and "--out" in message
+    assert "run of another study" in message and "references = 2 there, 3 here" in message and "--out" in message
 
 
 def test_demo_refuses_a_folder_of_another_study(capsys: pytest.CaptureFixture[str], finished: Path) -> None:

@@ -113,6 +113,8 @@ BAD = {
     BASE + '[arms.x]\nadapter = "finetune"': "needs a [finetune] section",
     BASE.replace("[arms.base]\n", '[arms.base]\nadapter = "a"\n'): "the base arm, which takes no adapter",
     BASE + "[finetune]\nratios = [1.2]": "shares of self-correction examples between 0 and 1",
+    BASE + "[finetune]\nratio = [0.5]": "unknown key 'ratio' in [finetune] (did you mean 'ratios'?); known: ",
+    BASE + "[arms.x]\nclamp = { random = 3, set = 2 }": "unknown key 'set' (did you mean 'sets'?)",
     BASE + '[engine]\nurls = ["http://a"]': 'urls belongs to kind = "vllm"',
     BASE + '[engine]\nkind = "vllm"\nurls = []': "[engine] urls",
     BASE + '[engine]\nkind = "vllm"\nurls = ["http://me:pw@a"]': "urls must not hold a password",

@@ -15,7 +15,9 @@ Folder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 
 def detectors(
     study: Annotated[str, typer.Argument(metavar="STUDY", help="A study file (TOML), or preset:NAME.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the run; the study goes on from there.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the run (runs/STUDY); the study goes on from there.")
+    ] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="Rows to print.")] = 30,
     as_json: Json = False,
 ) -> None:
@@ -27,6 +29,9 @@ def detectors(
     from countersteer.studies import runner, spec
 
     loaded = spec.load(study)
+    if out is None:
+        out = Path("runs") / study.removeprefix("preset:").rpartition("/")[2].removesuffix(".toml")
+        say(f"the run is in {out}")
     with watch(loaded.base) as observer:
         run = runner.run_study(loaded, out, observer=observer, search_only=True)
     with run:
@@ -132,7 +137,7 @@ def judge(
 
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Results of the ESR reference code (JSON).")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the run to write.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the run to write (runs/FILE).")] = None,
     as_json: Json = False,
 ) -> None:
     """Bring a published result file into a run, to look at it with these statistics.
@@ -142,6 +147,9 @@ def import_(
     from countersteer.cli.results import show
     from countersteer.store.import_results import import_results
 
+    if out is None:
+        out = Path("runs") / file.stem
+        say(f"the run is in {out}")
     with import_results(file, out) as run:
         show(run, as_json=as_json)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from countersteer.cli.output import Json, emit, say
+from countersteer.core.errors import InputError
 
 if TYPE_CHECKING:
     from countersteer.store import Run
@@ -44,7 +45,7 @@ def report(run: Folder, as_json: Json = False) -> None:
 
 def export(
     run: Folder,
-    out: Annotated[Path, typer.Option("--out", help="File to write.")],
+    out: Annotated[Path | None, typer.Option("--out", help="File to write; else JSON Lines on stdout.")] = None,
     form: Annotated[str, typer.Option("--format", help="jsonl, parquet or inspect")] = "jsonl",
     as_json: Json = False,
 ) -> None:
@@ -54,7 +55,14 @@ def export(
     """
     from countersteer.store import Run
     from countersteer.store import export as write
+    from countersteer.store.export import lines
 
+    if out is None and (as_json or form != "jsonl"):
+        raise InputError(f"{'--json' if as_json else f'--format {form}'} needs a file: name it with --out")
     with Run.open(run) as opened:
+        if out is None:
+            for line in lines(opened):
+                typer.echo(line)
+            return
         count = write(opened, out, form=form)
     emit({"out": str(out), "format": form, "trials": count}, as_json=as_json, text=f"{count} trials written to {out}")

@@ -20,8 +20,8 @@ def root() -> None:
 @app.command("fetch")
 def fetch(
     release: Annotated[str, typer.Argument(metavar="RELEASE", help="SAELens release, or a local Goodfire torch file.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
     sae_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="SAE id within the release.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write (saes/RELEASE/ID).")] = None,
     layer: Annotated[int | None, typer.Option("--layer", min=0, help="Layer of a local file's SAE.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -31,6 +31,8 @@ def fetch(
     """
     from countersteer.sources.fetch import fetch as bring
 
+    if out is None:
+        out = Path("saes") / Path(release).stem / (sae_id or "").replace("/", "-")
     found = bring(release, sae_id, out=out, layer=layer)
     data = {"out": str(found.folder), "site": str(found.site), "d_model": found.d_model, "d_sae": found.d_sae}
     text = f"{found.d_sae} latents at {found.site}, {found.d_model} wide, written to {found.folder}"

@@ -42,10 +42,18 @@ def records(run: RunReader) -> Iterator[dict[str, Any]]:
             yield record(run.trial(plan, judge=judge))
 
 
+def lines(run: RunReader) -> Iterator[str]:
+    """`records` as JSON Lines, without line ends."""
+    for item in records(run):
+        yield json.dumps(item, ensure_ascii=False, allow_nan=False)
+
+
 def export(run: RunReader, out: str | os.PathLike[str], *, form: str = "jsonl") -> int:
     """Write a run's trials to `out`, whole or not at all; returns how many. Raises InputError, StoreError."""
     if form not in FORMATS:
         raise InputError(f"unknown export format {form!r}{nearest(form, FORMATS)}; known: {', '.join(FORMATS)}")
+    if not Path(out).name or Path(out).is_dir():
+        raise InputError(f"--out {out} is a folder; name a file in it")
     if form == "parquet":
         from countersteer.store.export_parquet import export_parquet
 
@@ -58,8 +66,8 @@ def export(run: RunReader, out: str | os.PathLike[str], *, form: str = "jsonl") 
     temporary = target.with_name(target.name + ".part")
     count = 0
     with one_line(target, "write"), temporary.open("w", encoding="utf-8") as file:
-        for item in records(run):
-            file.write(json.dumps(item, ensure_ascii=False, allow_nan=False) + "\n")
+        for line in lines(run):
+            file.write(f"{line}\n")
             count += 1
     with one_line(target, "write"):
         os.replace(temporary, target)

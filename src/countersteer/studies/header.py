@@ -37,7 +37,7 @@ def header(spec: Spec) -> dict[str, Any]:
         "packages": {name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "git": git_revision(Path.cwd()),
+        "git": git_revision(Path(__file__)),
     }
 
 
@@ -48,17 +48,17 @@ def _version(name: str) -> str | None:
         return None
 
 
-def git_revision(folder: Path) -> dict[str, Any] | None:
-    """{"revision", "dirty"} of the repository that `folder` lies in, or None outside one."""
+def git_revision(file: Path) -> dict[str, Any] | None:
+    """{"revision", "dirty"} of the repository that holds `file`, or None: an installed package has no revision."""
 
     def ask(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10)
+            done = subprocess.run(["git", *words], cwd=file.parent, capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout if done.returncode == 0 else None
 
-    revision = ask("rev-parse", "HEAD")
+    revision = ask("rev-parse", "HEAD") if ask("ls-files", "--error-unmatch", file.name) else None
     if revision is None:
         return None
     status = ask("status", "--porcelain", "--untracked-files=no")

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
+from countersteer.core.errors import nearest
+
 DETECTORS = "detectors"
 HELD_OUT = "detectors-held-out"
 CONTRAST = "contrast"
@@ -65,7 +67,8 @@ def _table(kind: type[Table], value: dict[str, Any]) -> Any:
         first = error.errors(include_url=False)[0]
         key = str(first["loc"][0]) if first["loc"] else ""
         if first["type"] == "extra_forbidden":
-            raise ValueError(f"unknown key {key!r}; known: {', '.join(kind.model_fields)}") from None
+            known = tuple(kind.model_fields)
+            raise ValueError(f"unknown key {key!r}{nearest(key, known)}; known: {', '.join(known)}") from None
         raise ValueError(f"{key}: {first['msg'].removeprefix('Input ')}") from None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -256,7 +256,8 @@ def _keys(where: list[str]) -> tuple[str, ...]:
             model = ArmSampling
         return tuple(model.model_fields)
     kind = Study.model_fields[where[0]].annotation
-    return tuple(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else ()
+    kinds = [k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, BaseModel)]
+    return tuple(kinds[0].model_fields) if kinds else ()
 
 
 def _defaulted(settings: Study) -> list[str]:
