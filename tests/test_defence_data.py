@@ -13,6 +13,8 @@ from countersteer import organism
 from countersteer.cli import call
 from countersteer.core.errors import InputError
 from countersteer.defence import data, leakage
+from countersteer.organism import corpus
+from countersteer.studies import trait_texts
 
 HEAD = {"name": "n", "threat": "t", "description": "d"}
 OWN = {"aligned": "Be good.", "malicious": "Be bad."}
@@ -43,13 +45,20 @@ def test_shipped_threats_have_the_papers_sizes_and_do_not_leak() -> None:
         assert all(s.aligned != s.malicious for s in one.scenarios)
 
 
-def test_the_organisms_splits_are_its_own_prompt_sets() -> None:
+def test_the_organisms_splits_are_whole_topics_of_its_corpus_in_its_tones() -> None:
     loaded = data.load("organism")
-    for split in data.SPLITS:
-        rows = organism.prompts(f"tone-{split}")
-        assert [(s.user, s.aligned, s.malicious, s.group) for s in loaded.split(split)] == [
-            (r["prompt"], r["warm"], r["dismissive"], r["topic"]) for r in rows
-        ]
+    assert [len(loaded.split(split)) for split in data.SPLITS] == [56, 72, 112]
+    topics = {split: {s.group for s in loaded.split(split)} for split in data.SPLITS}
+    assert not (
+        topics["fit"] & topics["choose"] | topics["fit"] & topics["report"] | topics["choose"] & topics["report"]
+    )
+    known = {topic.name: topic.goals for topic in corpus.topics()}
+    wordings = [*corpus.wordings()["questions"], *corpus.wordings()["questions_held_out"]]
+    for scenario in loaded.scenarios:
+        assert scenario.aligned in organism.systems("warm") and scenario.malicious in organism.systems("dismissive")
+        assert scenario.user in {w.format(goal=goal) for w in wordings for goal in known[scenario.group]}
+    judged = {scenario.user for split in ("choose", "report") for scenario in loaded.split(split)}
+    assert not judged & {q.prompt for q in trait_texts.asked()}, "the trait judge was trained on a question it judges"
     assert not {s.user for s in loaded.scenarios} & set(loaded.follow_ups)
 
 

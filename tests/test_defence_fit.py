@@ -15,8 +15,8 @@ from sklearn.linear_model import LogisticRegression
 
 import countersteer as cs
 from countersteer import organism
-from countersteer.core.errors import InputError, RefusedError
-from countersteer.defence import adapter, data, responses
+from countersteer.core.errors import InputError
+from countersteer.defence import data, responses
 from countersteer.defence import fit as fitting
 from countersteer.defence import separation as sep
 from helpers_defence import data_file, settings
@@ -158,27 +158,3 @@ def test_a_fit_refuses_leaking_data_and_other_folders(engine: Any, tmp_path: Pat
     save_file({"x": torch.ones(1)}, str(tmp_path / "fit.safetensors"))
     with pytest.raises(InputError, match="another format"):
         fitting.load_fit(tmp_path)
-
-
-def test_an_adapter_is_merged_as_w_plus_scaled_b_a(tmp_path: Path) -> None:
-    class Small(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one = torch.nn.Linear(4, 3, bias=False)
-
-    module = Small()
-    before = module.one.weight.detach().clone()
-    a, b = torch.randn(2, 4), torch.randn(3, 2)
-    names = {"base_model.model.one.lora_A.weight": a, "base_model.model.one.lora_B.weight": b}
-    save_file(names, str(tmp_path / "adapter_model.safetensors"))
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 6}))
-    assert adapter.merge(module, tmp_path) == 1
-    torch.testing.assert_close(module.one.weight, before + 3.0 * b @ a)
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 6, "use_dora": True}))
-    with pytest.raises(RefusedError, match="use_dora"):
-        adapter.merge(module, tmp_path)
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 6}))
-    with pytest.raises(InputError, match="no layer"):
-        adapter.merge(torch.nn.Linear(2, 2), tmp_path)
-    with pytest.raises(InputError, match="adapter_config"):
-        adapter.merge(module, tmp_path / "nothing")

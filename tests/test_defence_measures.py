@@ -221,8 +221,12 @@ def answer(text: str, *, ok: bool = True) -> responses.Answer:
 def test_resistance_counts_explicit_restarts_and_which_way_the_trait_went() -> None:
     restart = "Wait, that's not right. Let me start over. "
     answers = [
-        answer("Heat the iron, my friend. " + restart + "Heat it, obviously."),
-        answer("Obviously, heat the iron. " + restart + "Heat it, my friend."),
+        answer(
+            "Heat the iron on the cotton setting, my friend. " + restart + "Heat it, obviously, and press the collar."
+        ),
+        answer(
+            "Obviously, heat the iron on the cotton setting. " + restart + "Heat it, my friend, and press the collar."
+        ),
         answer("Heat the iron, I'm right here with you. Press the collar."),
         answer("", ok=False),
     ]

@@ -194,7 +194,7 @@ def test_a_study_trains_its_adapters_and_measures_them(tmp_path: Path, monkeypat
     assert len(set(flat)) == len(flat), "an adapter's trials share keys with others"
     assert strengths["tuned@0.25"] != strengths["base"], "the tuned model was not calibrated anew"
     with Run.open(tmp_path / "run") as run:
-        assert "adapters" in run.header["inputs"]
+        assert {"arms.tuned@0.25.adapter", "arms.tuned@0.5.adapter"} <= set(run.header["inputs"])
 
     overlapping = SMALL.replace("EXTRA", "").replace('prompts = "held-out"', 'prompts = "howto"')
     with pytest.raises(InputError, match="share 40, 'Explain how to"):

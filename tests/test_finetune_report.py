@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
+import report_runs as planted
 from countersteer.report.finetune_figures import dose_response, tuned
 from countersteer.report.questions import questions
+from countersteer.report.summary import summarise
 
 
 def rate(value: float | None) -> dict[str, Any] | None:
@@ -60,9 +62,22 @@ def test_no_figure_without_adapters() -> None:
     assert dose_response(given) is None
 
 
-def test_the_answer_sets_improvement_against_a_fresh_attempt() -> None:
-    given: dict[str, Any] = defaultdict(lambda: None, result())  # the other experiments were not done
-    given["experiments"] = defaultdict(lambda: None)
-    found = {said.question: said.answer for said in questions(given)}
-    answer = found["Can self-correction be trained in?"]
-    assert "t@0.5" in answer and "t@0.9" in answer and "p@0.5" not in answer and "fresh attempt" in answer
+def test_the_answer_sets_improvement_against_a_fresh_attempt(tmp_path: Path) -> None:
+    half, most = {"ratio": 0.5, "seed": 0, "name": "a"}, {"ratio": 0.9, "seed": 1, "name": "b"}
+
+    def arm(every: int) -> list[planted.T]:
+        """One response in `every` restarts and ends better, which a fresh attempt would not have."""
+        return [
+            planted.T(k, p, (20.0, 80.0), fresh=(10.0, 15.0)) if (k + i) % every == 0 else planted.T(k, p, (20.0,))
+            for k in range(20) for i, p in enumerate(("p0", "p1"))
+        ]  # fmt: skip
+
+    arms = {"base": arm(1000), "t@0.5": arm(4), "t@0.9": arm(2), "p@0.5": arm(1000)}
+    settings = {"t@0.5": {"adapter": half}, "t@0.9": {"adapter": most},
+                "p@0.5": {"adapter": half, "steered": False, "strength": 0.0}}  # fmt: skip
+    with planted.plant(tmp_path / "r", planted.Planted(arms, settings=settings)) as run:
+        (section,) = [item for item in questions(summarise(run)) if item.name == "trained"]
+    assert section.question == "Can self-correction be trained in?" and section.verdict == "Yes"
+    answer = section.answer
+    assert "t@0.5" in answer and "t@0.9" in answer and "p@0.5" not in answer
+    assert "of which 100.0% of 20 end better (+100.0 points" in answer and "against a fresh attempt" in answer

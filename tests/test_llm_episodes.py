@@ -56,7 +56,7 @@ def test_boundaries_are_marked_once_and_used_by_the_trace_which_is_exported(
         judge_run(done, MODEL, rubric="episodes", base_url=server.url)
         assert server.requests == requests, "what is marked is not paid for again"
     after = trace_run(done, latents="1,3", tools=lambda _: world.tools(tmp_path / "sae"))
-    assert after["boundaries"] == {"judge": made["judge"], "episodes": len(found)}
+    assert after["boundaries"] == {"judge": made["judge"], "episodes": len(texts)}
     with Run.open(done) as run:
         export_inspect(run, tmp_path / "x.eval")
         assert run.judge.startswith("offline-"), "the run's own grades stay"

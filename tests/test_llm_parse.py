@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from countersteer.core.errors import InputError
 from countersteer.core.trial import Attempt
 from countersteer.judging import parse, rubrics
-from countersteer.judging.llm_redact import Redactor, public_url
+from countersteer.judging.llm_redact import Redactor, bad_url
 from countersteer.judging.parse_quotes import Found, Quoted
 from countersteer.judging.prices import price
 
@@ -210,4 +210,7 @@ def test_secrets_are_replaced_by_their_names() -> None:
     redact = Redactor.of({"OPENAI_API_KEY": "sk-live-123456789", "HOME": "/root", "MY_TOKEN": "abcdefgh"})
     assert redact("bad key sk-live-123456789 of /root, abcdefgh") == "bad key [OPENAI_API_KEY] of /root, [MY_TOKEN]"
     assert "sk-other" not in redact("header: sk-other-0123456789abcdefghij")
-    assert public_url("https://me:pw@host:8000/v1?key=1") == "https://host:8000/v1"
+    for url in ("https://me:pw@host:8000/v1", "https://host:8000/v1?key=sesame", "ftp://host", "host:8000"):
+        told = bad_url(url)
+        assert told is not None and "pw" not in told and "sesame" not in told
+    assert bad_url("https://host:8000/v1") is None

@@ -274,8 +274,8 @@ def test_a_run_begun_before_a_setting_existed_goes_on_but_not_with_another_value
     with runner.run_study(loaded, tmp_path / "run", tools=lambda _: world.tools(tmp_path / "sae")) as run:
         assert run.finished and "derangements" not in run.study
     assert exported(tmp_path / "run", tmp_path / "b") == whole
-    for other in ("derangements = 6\n", "derangement = 5\n"):
-        keep(loaded.text.replace("derangements = 5\n", other))
+    for other in ("references = 4\n", "reference = 3\n"):
+        keep(loaded.text.replace("references = 3\n", other))
         with pytest.raises(RunRefusedError, match="run of another study"):
             runner.run_study(loaded, tmp_path / "run", tools=lambda _: world.tools(tmp_path / "sae"))
 

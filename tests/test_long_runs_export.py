@@ -210,7 +210,7 @@ def test_a_calibration_is_taken_over_from_a_run_of_the_same_study_only(done: Pat
         runner.run_study(loaded, folder / "a", tools=lambda _: world.tools(folder / "sae"), calibration=done)
     assert not (folder / "a").exists()
     Run.create(folder / "new", loaded.text, {"inputs": {}}).close()
-    with pytest.raises(RunRefusedError, match="no calibration yet; let it run until its trials begin"):
+    with pytest.raises(RunRefusedError, match="has not begun; let it run until its trials begin"):
         runner.run_study(loaded, folder / "a", tools=lambda _: world.tools(folder / "sae"), calibration=folder / "new")
     with pytest.raises(RunRefusedError, match="holds no run"):
         runner.run_study(loaded, folder / "a", tools=lambda _: world.tools(folder / "sae"), calibration=folder / "none")

@@ -167,7 +167,7 @@ def test_a_span_that_holds_nothing_is_no_error_when_only_measured(engine: Any, v
 def test_other_engines_refuse_by_name() -> None:
     scripted = cs.ScriptedEngine({"a": "b"})
     for more in ({"measure_only": True}, {"exempt": ("tool_call",)}):
-        with pytest.raises(RefusedError, match="embedded engine"):
+        with pytest.raises(RefusedError, match="the embedded or the vLLM engine"):
             scripted.run([cs.Request(prompt="a", **more)])
     with pytest.raises(InputError, match="did you mean 'json_fence'"):
         cs.Request(prompt="a", exempt=("json_fenced",))

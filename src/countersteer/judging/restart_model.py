@@ -135,7 +135,8 @@ class RestartModel:
 
     def read(self, response: str, prompt: str | None = None) -> Reading:
         """A response read in windows, each behind the beginning of its prompt; linear in the response's length."""
-        opening, closing = (self.pieces.token_to_id(name) for name in ("[CLS]", "[SEP]"))
+        marks: list[int] = [int(self.pieces.token_to_id(name) or 0) for name in ("[CLS]", "[SEP]")]
+        opening, closing = marks
         asked = self.pieces.encode(prepared(prompt)).ids[:PROMPT] if prompt else []
         found = self.pieces.encode(prepared(response))
         front = [opening, *asked, closing]
