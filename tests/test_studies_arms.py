@@ -16,6 +16,8 @@ import studies_world as world
 from countersteer.core.errors import InputError, RefusedError
 from countersteer.core.request import Request
 from countersteer.engines.scripted import ScriptedEngine, Shape
+from countersteer.report.questions import questions
+from countersteer.report.summary import summarise
 from countersteer.sources.sae import load_sae
 from countersteer.store import Run, Trial
 from countersteer.studies import runner, spec
@@ -151,6 +153,37 @@ def test_clamping_the_planted_latents_cuts_restarts_and_random_ones_do_not(done:
     assert share["base"] > 0.25 and share["ablated"] < share["base"] / 2
     for number in (1, 2, 3):
         assert share[f"random@set{number}"] == share["base"]
+
+
+def test_where_nothing_was_planted_nothing_is_found(tmp_path: Path) -> None:
+    """Latents fire whatever the answer, restarts come whatever is clamped: no detector, no effect, and no claim."""
+
+    def calm(text: str, site: Any) -> Any:
+        question = next((q for q in world.TOPICS if text.startswith(q)), None)
+        return residuals(text if question is None else f"{question} {world.TOPICS[question]} {text}", site)
+
+    def script(request: Request) -> str:
+        luck = random.Random(f"{request.sampling.seed}/{request.prompt}/{request.intervention and request.intervention.fingerprint}")
+        question = next(q for q in world.TOPICS if (request.prompt or "").startswith(q))
+        if world.relative_strength(request) * luck.uniform(0.6, 1.6) <= 0.9:
+            return world.TOPICS[question]
+        return world.OFF_TOPIC + (world.RESTART + world.TOPICS[question] if luck.random() < 0.6 else "")
+
+    arms = "[arms.base]\n[arms.cut]\nclamp = [4, 10]\n[arms.other]\nclamp = [6, 7]\n[arms.third]\nclamp = [8]\n"
+    loaded, given = make(tmp_path, arms=arms)
+    quiet = Tools(ScriptedEngine(script, shape=Shape(world.LAYERS, world.D_MODEL), residuals=calm), given.sae)
+    with runner.run_study(loaded, tmp_path / "run", tools=lambda _: quiet, search_only=True) as run:
+        found = run.fact("detectors")
+        assert found["selected"] == [] and found["significant"] == 0
+        assert max(row["auc"] for row in found["table"]) < 0.9, "in the planted world the two have an AUC near 1"
+    with runner.run_study(loaded, tmp_path / "run", tools=lambda _: quiet) as run:
+        result = summarise(run)
+        assert 0.2 < result["arms"]["base"]["multi_attempt"]["value"] < 0.8
+        for arm in ("cut", "other", "third"):
+            row = result["contrasts"][arm]["multi_attempt"]
+            assert row["p_holm"] > 0.05 and row["interval"][0] < 0 < row["interval"][1], arm
+        (differ,) = [item for item in questions(result) if item.name == "differ"]
+        assert differ.answer.startswith("None from base")
 
 
 def test_random_sets_are_disjoint_alive_and_keep_clear_of_the_detectors(done: Run) -> None:
