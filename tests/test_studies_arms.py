@@ -163,7 +163,8 @@ def test_where_nothing_was_planted_nothing_is_found(tmp_path: Path) -> None:
         return residuals(text if question is None else f"{question} {world.TOPICS[question]} {text}", site)
 
     def script(request: Request) -> str:
-        luck = random.Random(f"{request.sampling.seed}/{request.prompt}/{request.intervention and request.intervention.fingerprint}")
+        steer = request.intervention and request.intervention.fingerprint
+        luck = random.Random(f"{request.sampling.seed}/{request.prompt}/{steer}")
         question = next(q for q in world.TOPICS if (request.prompt or "").startswith(q))
         if world.relative_strength(request) * luck.uniform(0.6, 1.6) <= 0.9:
             return world.TOPICS[question]
