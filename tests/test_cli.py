@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,15 +79,18 @@ def test_every_command_has_help_with_an_example_and_json(capsys: pytest.CaptureF
     assert code == 0 and f"Example: countersteer {command}" in " ".join(out.split()) and "--json" in out
 
 
-def test_help_costs_little_cpu() -> None:
-    """At most 0.3 s of CPU; the least of five, since other work on the machine slows single ones down."""
-    costs = []
-    for _ in range(5):
+def test_help_costs_little_more_cpu_than_the_library_it_is_written_with() -> None:
+    """Least of five, as a ratio: other work on the machine slows both. The time itself is `help_cpu_s` in bench/."""
+
+    def cost(start: Any) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert child("--help").wait() == 0
+        assert start().wait() == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        costs.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(costs) <= 0.3
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    plain = [sys.executable, "-c", "import typer, rich.console"]
+    pairs = [(cost(lambda: child("--help")), cost(lambda: subprocess.Popen(plain))) for _ in range(5)]
+    assert min(help for help, _ in pairs) <= 2.5 * min(bare for _, bare in pairs)
 
 
 @pytest.mark.parametrize(
