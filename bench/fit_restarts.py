@@ -4,7 +4,7 @@
 
 BASE: a folder with all-MiniLM-L6-v2 (config.json, model.safetensors, tokenizer.json), as sentence-transformers
 publishes it. Reads the labelled responses tests/data/restarts*.jsonl that are not tests, and the wordings, answers and
-passages in bench/data, of which it composes more. Deterministic for a version of torch; about two hours of CPU time.
+passages in bench/data, of which it composes more. Deterministic for a version of torch; under an hour on two cores.
 """
 
 from __future__ import annotations

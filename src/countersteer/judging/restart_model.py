@@ -135,8 +135,8 @@ class RestartModel:
 
     def read(self, response: str, prompt: str | None = None) -> Reading:
         """A response read in windows, each behind the beginning of its prompt; linear in the response's length."""
-        marks: list[int] = [int(self.pieces.token_to_id(name) or 0) for name in ("[CLS]", "[SEP]")]
-        opening, closing = marks
+        opening, closing = self.pieces.token_to_id("[CLS]"), self.pieces.token_to_id("[SEP]")
+        assert opening is not None and closing is not None, "the vocabulary lacks the encoder's marks"
         asked = self.pieces.encode(prepared(prompt)).ids[:PROMPT] if prompt else []
         found = self.pieces.encode(prepared(response))
         front = [opening, *asked, closing]
