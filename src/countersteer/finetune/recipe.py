@@ -24,7 +24,7 @@ from countersteer.studies.setup import ADAPTERS
 from countersteer.studies.spec import Spec, parse
 
 log = logging.getLogger(__name__)
-DATA, EPISODES = "finetune-data", "finetune-episodes"
+DATA, EPISODES, ANSWERS = "finetune-data", "finetune-episodes", "finetune-answers.jsonl"
 
 
 def prepare(spec: Spec, out: str | Path, *, observer: Any = None) -> list[Path]:
@@ -45,7 +45,9 @@ def prepare(spec: Spec, out: str | Path, *, observer: Any = None) -> list[Path]:
         )
     wanted = [place / ADAPTERS / name for name in section.adapters.values()]
     engine = spec.settings.engine
-    settings = TrainSettings(dtype=engine.dtype, device=engine.device, **section.optimiser())
+    settings = TrainSettings(
+        dtype=engine.dtype, device=engine.device, template=spec.settings.study.template, **section.optimiser()
+    )
     made = _data(spec, section, place, train, held_out, observer)
     steering = _steering(spec, place) if section.steering else None
     _train(spec, section, made, place / ADAPTERS, settings, steering, observer)
@@ -77,16 +79,17 @@ def _data(
         runs = (place / EPISODES,) if section.episodes else ()
     if (place / DATA / examples.HEADER).is_file():
         kept = examples.load(place / DATA)
-        asked = {"train": set(train), "eval": set(held_out)}
-        if {"train": set(kept.train), "eval": set(kept.held_out)} != asked:
-            raise InputError(f"{place / DATA} was made for other prompts; choose another folder with --out")
+        other = _differs(kept, spec, section, train, held_out)
+        if other:
+            raise InputError(f"{place / DATA} was made for {other}; choose another folder with --out")
         return kept
     import countersteer as cs
 
     engine_section = spec.settings.engine
     engine = cs.load_engine(
-        spec.settings.study.model, dtype=engine_section.dtype, device=engine_section.device, places=64
-    )
+        spec.settings.study.model, dtype=engine_section.dtype, device=engine_section.device, places=64,
+        template=spec.settings.study.template,
+    )  # fmt: skip
     try:
         made = making.make(
             engine, train=train, held_out=held_out,
@@ -94,12 +97,31 @@ def _data(
             corrections=section.corrections, normals=section.normals, seed=spec.settings.study.seed,
             overlap=section.overlap, sampling=spec.sampling,
             stage=None if observer is None else observer.stage,
-            progress=None if observer is None else observer.progress,
+            progress=None if observer is None else observer.progress, keep=place / ANSWERS,
         )  # fmt: skip
     finally:
         engine.close()
     examples.save(made, place / DATA)
     return made
+
+
+def _differs(
+    kept: examples.Dataset, spec: Spec, section: FinetuneSection, train: list[str], held_out: list[str]
+) -> str:  # fmt: skip
+    """What the data of an earlier call was made for, if not for this study; else nothing."""
+    if (set(kept.train), set(kept.held_out)) != (set(train), set(held_out)):
+        return "other prompts"
+    sources, asked = kept.facts.get("sources", {}), spec.sampling
+    pairs = {
+        "another seed": (kept.facts.get("seed"), spec.settings.study.seed),
+        "other templates": (sources.get("templates"), section.templates),
+        "other episodes": (bool(sources.get("runs")), section.episodes),
+        "another number of normal examples": (len(kept.of_kind(examples.NORMAL)), section.normals),
+        "another sampling": (
+            kept.facts.get("sampling"), {"temperature": asked.temperature, "max_tokens": asked.max_tokens}
+        ),
+    }  # fmt: skip
+    return next((what for what, (a, b) in pairs.items() if a != b), "")
 
 
 def _steering(spec: Spec, place: Path) -> Callable[[examples.Example], Any]:
@@ -122,9 +144,22 @@ def _train(
         if observer is None:
             return None
         observer.stage(f"training {name}", None)
-        return lambda done, total, loss: observer.progress(done, total)
+        return shown(observer)
 
+    model = spec.settings.study.model
     training.train_all(
-        lambda: training.load_base(spec.settings.study.model, settings), made, folder, ratios=section.ratios,
-        seeds=section.seeds, settings=settings, steering=steering, progress=watch,
+        lambda: training.load_base(model, settings), made, folder, ratios=section.ratios, seeds=section.seeds,
+        settings=settings, steering=steering, progress=watch, fingerprint=training.fingerprint_of(model),
     )  # fmt: skip
+
+
+def shown(observer: Any) -> Callable[[int, int, float | None, float | None], None]:
+    """Training's progress on an observer, with both losses."""
+
+    def step(done: int, total: int, loss: float | None, validation: float | None) -> None:
+        words = [f"loss {loss:.3f}"] if loss is not None else []
+        words += [f"validation {validation:.3f}"] if validation is not None else []
+        observer.note(", ".join(words))
+        observer.progress(done, total)
+
+    return step
