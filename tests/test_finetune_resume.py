@@ -1,4 +1,4 @@
-"""Interrupted training goes on to the same weights, whenever it was interrupted; another training's folder is refused."""
+"""Interrupted training goes on to the same weights, whenever it was interrupted; another one's folder is refused."""
 
 from __future__ import annotations
 

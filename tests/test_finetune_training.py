@@ -55,6 +55,30 @@ def loss_and_gradients(encoded: Encoded, tmp_path: Path) -> tuple[float, dict[st
     return loss.item(), grads
 
 
+def test_the_loss_has_no_gradient_outside_the_trained_targets(tmp_path: Path) -> None:
+    """The gradient of each position's logits, through trl's own loss: zero unless the next token is trained."""
+    _, tokenizer = talking(0, dtype=torch.float32)
+    answer = "Off topic. Wait, no. The end of it."
+    inner = Example("Why?", answer, ((10, 20),), "correction", "t", end=False)
+    encoded = encode_all([inner, corpus().examples[0]], tokenizer)
+    settings = dataclasses.replace(SETTINGS, dropout=0.0, batch=2, micro_batch=None)
+    trainer = training.make_trainer(base(), encoded, (), tmp_path, seed=0, settings=settings)
+    kept = []
+
+    def keep(module: Any, args: Any, output: torch.Tensor) -> None:
+        output.retain_grad()
+        kept.append(output)
+
+    trainer.model.get_output_embeddings().register_forward_hook(keep)
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    order = batch["example"].tolist()
+    trainer.compute_loss(trainer.model, batch).backward()
+    moved = (kept[0].grad.abs().sum(-1) > 0).tolist()
+    for row, number in enumerate(order):
+        labels = [*encoded[number].labels, *[IGNORED] * (len(moved[row]) - len(encoded[number].labels))]
+        assert moved[row] == [label != IGNORED for label in [*labels[1:], IGNORED]], number
+
+
 def test_masked_targets_have_no_influence(tmp_path: Path) -> None:
     _, tokenizer = talking(0, dtype=torch.float32)
     answer = "Off topic. Wait, no. The end of it."

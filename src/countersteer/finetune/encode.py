@@ -67,7 +67,9 @@ class Encoder:
             after = [i for i, (a, b) in enumerate(offsets) if a >= stop and b > a]
             if not after:
                 raise RefusedError(
-                    "training the end of the turn", "the chat template writes no end-of-turn token after an answer", "end = false"
+                    "training the end of the turn",
+                    "the chat template writes no end-of-turn token after an answer",
+                    "end = false",
                 )
             for i in after:
                 wanted[i] = True

@@ -69,7 +69,7 @@ def adapter_name(ratio: float, seed: int) -> str:
 
 
 def train_all(
-    base: Callable[[], Base], data: Dataset, out: Path, *, ratios: Sequence[float], seeds: Sequence[int] = (0,),
+    base: Callable[[], Base], data: Dataset, out: str | Path, *, ratios: Sequence[float], seeds: Sequence[int] = (0,),
     settings: TrainSettings | None = None, steering: Callable[[Example], Any] | None = None,
     progress: Callable[[str], Progress | None] | None = None, fingerprint: str | None = None,
 ) -> list[AdapterRecord]:  # fmt: skip
@@ -86,7 +86,7 @@ def train_all(
             name = adapter_name(ratio, seed)
             mixture = mix(data, ratio, total=total, seed=seed, validation=settings.validation)
             watch = None if progress is None else progress(name)
-            done.append(train(base, mixture, out / name, data=data, seed=seed, settings=settings, steering=steering,
+            done.append(train(base, mixture, Path(out) / name, data=data, seed=seed, settings=settings, steering=steering,
                               progress=watch, fingerprint=fingerprint))  # fmt: skip
     return done
 
