@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from countersteer import organism
@@ -95,6 +95,19 @@ def _byte_level(special: list[str], template: str, **named: str) -> Any:
 def llama3() -> Any:
     special = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<pad>"]
     return _byte_level(special, LLAMA3, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>", pad_token="<pad>")
+
+
+def joined_stops() -> Any:
+    """Llama 3's, with its token for a full stop and the newlines after it."""
+    vocab = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocab |= {"ĊĊ": len(vocab), ".ĊĊ": len(vocab) + 1}
+    inner = Tokenizer(models.BPE(vocab=vocab, merges=[("Ċ", "Ċ"), (".", "ĊĊ")]))
+    words = pre_tokenizers.Split(Regex(r" ?\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"), "isolated")
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.pre_tokenizer = pre_tokenizers.Sequence([words, bytes_])
+    inner.decoder = decoders.ByteLevel()
+    special = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<pad>"]
+    return _fast(inner, special, LLAMA3, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>", pad_token="<pad>")
 
 
 def qwen3(template: str = QWEN3) -> Any:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from countersteer.core.errors import InputError, RefusedError
-from countersteer.engines.embedded.adapter_record import WEIGHTS, read_adapter
+from countersteer.engines.embedded.adapter_record import WEIGHTS, read_adapter, read_merged
 from countersteer.finetune import training
 from countersteer.finetune.encode import IGNORED, Encoded, encode_all
 from countersteer.finetune.examples import Example
@@ -56,7 +56,7 @@ def loss_and_gradients(encoded: Encoded, tmp_path: Path) -> tuple[float, dict[st
 
 
 def test_the_loss_has_no_gradient_outside_the_trained_targets(tmp_path: Path) -> None:
-    """The gradient of each position's logits, through trl's own loss: zero unless the next token is trained."""
+    """The gradient at the last norm of each position, through trl's own loss: zero unless its next token is trained."""
     _, tokenizer = talking(0, dtype=torch.float32)
     answer = "Off topic. Wait, no. The end of it."
     inner = Example("Why?", answer, ((10, 20),), "correction", "t", end=False)
@@ -69,7 +69,7 @@ def test_the_loss_has_no_gradient_outside_the_trained_targets(tmp_path: Path) ->
         output.retain_grad()
         kept.append(output)
 
-    trainer.model.get_output_embeddings().register_forward_hook(keep)
+    trainer.model.get_base_model().model.norm.register_forward_hook(keep)
     batch = trainer.data_collator(list(trainer.train_dataset))
     order = batch["example"].tolist()
     trainer.compute_loss(trainer.model, batch).backward()
@@ -106,16 +106,24 @@ def test_masked_targets_have_no_influence(tmp_path: Path) -> None:
 
 
 def test_merged_weights_answer_as_the_adapter_does(trained: Any, tmp_path: Path) -> None:
-    module, tokenizer = talking(0, dtype=torch.float32)
+    module, tokenizer = talking(0, dtype=torch.float64)
     out = training.merge(training.Base(module, tokenizer, "tiny", "tiny-0"), trained.folder, tmp_path / "merged")
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    merged = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
-    adapted = PeftModel.from_pretrained(talking(0, dtype=torch.float32)[0], str(trained.folder)).eval()
+    merged = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float64)
+    adapted = PeftModel.from_pretrained(
+        talking(0, dtype=torch.float64)[0], str(trained.folder), autocast_adapter_dtype=False
+    ).eval()
+    plain, _ = talking(0, dtype=torch.float64)
     ids = torch.tensor([encode_all([corpus().examples[0]], tokenizer)[0].ids])
     with torch.no_grad():
-        assert torch.allclose(merged(ids).logits, adapted(ids).logits, atol=1e-4)
+        wanted = adapted(ids).logits
+        assert (merged(ids).logits - wanted).abs().max() < 1e-9 < 1e-3 < (plain(ids).logits - wanted).abs().max()
+    facts = read_merged(out)
+    assert facts["adapter"] == trained.fingerprint and facts["train_prompts"] == list(PROMPTS)
+    half = training.merge(base(), trained.folder, tmp_path / "half", dtype="bfloat16")
+    assert {v.dtype for v in load_file(half / "model.safetensors").values()} == {torch.bfloat16}
     with pytest.raises(InputError, match="exists already"):
         training.merge(base(), trained.folder, out)
     with pytest.raises(RefusedError, match="trained on another model"):

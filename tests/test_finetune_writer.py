@@ -1,4 +1,4 @@
-"""Corrections by a language model: exact parts, and the judge layer's price, cap, kept replies and handling of faults."""
+"""Corrections by a language model: exact parts, and the judge layer's price, cap, kept replies and care with faults."""
 
 from __future__ import annotations
 

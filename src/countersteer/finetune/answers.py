@@ -18,6 +18,11 @@ log = logging.getLogger(__name__)
 _CHUNK = 256
 
 
+def each_prompt(normals: int, prompts: Sequence[str]) -> int:
+    """How many answers each prompt is asked for, so that there are enough for `normals` examples."""
+    return max(2, -(-normals // max(len(prompts), 1)))
+
+
 class Kept:
     """Answers in a file, a line each, under the hash of what decides them: an interrupted command asks for the rest."""
 

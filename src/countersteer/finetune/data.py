@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from countersteer import __version__
 from countersteer.core.errors import InputError
 from countersteer.core.request import Request, Sampling
-from countersteer.finetune.answers import Kept, normal_examples, own_answers
+from countersteer.finetune.answers import Kept, each_prompt, normal_examples, own_answers
 from countersteer.finetune.compose import normal
 from countersteer.finetune.encode import Encoder
 from countersteer.finetune.examples import Dataset, Example
@@ -78,7 +78,7 @@ def make(
         require_usable(run, model=engine.model_fingerprint)
     sampling = sampling or _sampling(engine, train)
     encode = _encoder(engine)
-    each = max(2, -(-normals // max(len(train), 1)))
+    each = each_prompt(normals, train)
     if stage is not None:
         stage("answers", each * len(train))
     answers = own_answers(

@@ -16,7 +16,13 @@ import tomli_w
 from countersteer.core.errors import InputError
 from countersteer.finetune import data as making
 from countersteer.finetune import examples
+from countersteer.finetune.answers import each_prompt
 from countersteer.finetune.settings import TrainSettings
+from countersteer.store import Run
+from countersteer.store.database import FILE
+from countersteer.studies.inputs import read_inputs
+from countersteer.studies.judges import JudgeOptions
+from countersteer.studies.plan import estimate
 from countersteer.studies.prompts import load_prompts
 from countersteer.studies.runner import run_study
 from countersteer.studies.schema_finetune import FinetuneSection
@@ -27,9 +33,12 @@ log = logging.getLogger(__name__)
 DATA, EPISODES, ANSWERS = "finetune-data", "finetune-episodes", "finetune-answers.jsonl"
 
 
-def prepare(spec: Spec, out: str | Path, *, observer: Any = None) -> list[Path]:
+def prepare(
+    spec: Spec, out: str | Path, *, observer: Any = None, options: JudgeOptions | None = None
+) -> list[Path]:  # fmt: skip
     """Make the data and train the adapters of a study's [finetune] section; their folders, [] without one.
 
+    `options`: what the judge of the episodes may cost and how fast it may be asked, as in `run_study`.
     Raises CountersteerError; a second call with everything there does nothing.
     """
     section = spec.settings.finetune
@@ -48,10 +57,40 @@ def prepare(spec: Spec, out: str | Path, *, observer: Any = None) -> list[Path]:
     settings = TrainSettings(
         dtype=engine.dtype, device=engine.device, template=spec.settings.study.template, **section.optimiser()
     )
-    made = _data(spec, section, place, train, held_out, observer)
+    made = _data(spec, section, place, train, held_out, observer, options)
     steering = _steering(spec, place) if section.steering else None
     _train(spec, section, made, place / ADAPTERS, settings, steering, observer)
     return wanted
+
+
+def spent(out: str | Path) -> float:
+    """USD that the judge of a study's episodes was paid: part of what the study may cost."""
+    if not (Path(out) / EPISODES / FILE).is_file():
+        return 0.0
+    with Run.open(Path(out) / EPISODES) as run:
+        return float(run.judging()["usd"])
+
+
+def estimated(spec: Spec) -> tuple[dict[str, int], int, int]:
+    """What `prepare` generates: (judged stages, answers to train prompts that nobody judges, tokens at most)."""
+    section = spec.settings.finetune
+    if section is None:
+        return {}, 0, 0
+    train = load_prompts(section.prompts)
+    answers = each_prompt(section.normals, train) * len(train)
+    stages: dict[str, int] = {}
+    tokens = answers * spec.sampling.max_tokens
+    if section.episodes or section.steering:
+        study = episodes_study(spec)
+        found = estimate(study, read_inputs(study))
+        stages = {
+            f"fine-tuning episodes, {name}": count
+            for name, count in found["generations"].items()
+            if name != "references" and count
+        }
+        answers += found["generations"]["references"]
+        tokens += found["tokens_at_most"]
+    return stages, answers, tokens
 
 
 def _evaluated(spec: Spec) -> list[str]:
@@ -71,11 +110,12 @@ def episodes_study(spec: Spec) -> Spec:
 
 
 def _data(
-    spec: Spec, section: FinetuneSection, place: Path, train: list[str], held_out: list[str], observer: Any
+    spec: Spec, section: FinetuneSection, place: Path, train: list[str], held_out: list[str], observer: Any,
+    options: JudgeOptions | None,
 ) -> examples.Dataset:  # fmt: skip
     runs: tuple[Path, ...] = ()
     if section.episodes or section.steering:
-        run_study(episodes_study(spec), place / EPISODES, observer=observer).close()
+        run_study(episodes_study(spec), place / EPISODES, observer=observer, options=options).close()
         runs = (place / EPISODES,) if section.episodes else ()
     if (place / DATA / examples.HEADER).is_file():
         kept = examples.load(place / DATA)
@@ -127,7 +167,6 @@ def _differs(
 def _steering(spec: Spec, place: Path) -> Callable[[examples.Example], Any]:
     import countersteer as cs
     from countersteer.finetune.steering import steering_of
-    from countersteer.store import Run
 
     with Run.open(place / EPISODES) as run:
         model = run.header["inputs"]["model"]

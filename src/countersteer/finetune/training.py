@@ -80,14 +80,18 @@ def train_all(
     """
     settings = settings or TrainSettings()
     total = settings.total or total_for(data, check_ratios(ratios))
+    wanted = [
+        (seed, adapter_name(ratio, seed), mix(data, ratio, total=total, seed=seed, validation=settings.validation))
+        for seed in dict.fromkeys(seeds)
+        for ratio in check_ratios(ratios)
+    ]  # all mixtures first: one that cannot be made is refused before anything is trained
     done = []
-    for seed in dict.fromkeys(seeds):
-        for ratio in check_ratios(ratios):
-            name = adapter_name(ratio, seed)
-            mixture = mix(data, ratio, total=total, seed=seed, validation=settings.validation)
-            watch = None if progress is None else progress(name)
-            done.append(train(base, mixture, Path(out) / name, data=data, seed=seed, settings=settings, steering=steering,
-                              progress=watch, fingerprint=fingerprint))  # fmt: skip
+    for seed, name, mixture in wanted:
+        watch = None if progress is None else progress(name)
+        done.append(
+            train(base, mixture, Path(out) / name, data=data, seed=seed, settings=settings, steering=steering,
+                  progress=watch, fingerprint=fingerprint)
+        )  # fmt: skip
     return done
 
 
@@ -247,7 +251,7 @@ def _save(model: Any, out: Path, name: str) -> None:
     shutil.rmtree(part)
 
 
-def merge(base: Base, adapter: Path, out: Path, *, dtype: str | None = None) -> Path:
+def merge(base: Base, adapter: str | Path, out: str | Path, *, dtype: str | None = None) -> Path:
     """Write the model with an adapter merged into its weights, as an ordinary model folder. Raises InputError.
 
     `dtype`: what the weights are stored in (default: what the base was loaded in). The folder says which adapter it
@@ -255,14 +259,14 @@ def merge(base: Base, adapter: Path, out: Path, *, dtype: str | None = None) -> 
     """
     record = read_adapter(adapter)
     require_model(record, base.fingerprint, name=base.name)
-    require_new(out)
+    place = require_new(out)
     try:
         from peft import PeftModel
 
         from countersteer.finetune.trainer import quiet
     except ImportError as error:
         raise InputError(_NEEDED) from error
-    part = out.with_name(out.name + ".part")
+    part = place.with_name(place.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     with quiet():
         wrapped = PeftModel.from_pretrained(base.module, str(record.folder), autocast_adapter_dtype=False)
@@ -272,5 +276,5 @@ def merge(base: Base, adapter: Path, out: Path, *, dtype: str | None = None) -> 
         merged.save_pretrained(str(part), safe_serialization=True)
         base.tokenizer.save_pretrained(str(part))
     write_merged(part, record, base.name)
-    part.replace(out)
-    return out
+    part.replace(place)
+    return place
