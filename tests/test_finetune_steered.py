@@ -188,6 +188,7 @@ def test_both_losses_are_shown_while_it_trains(tmp_path: Path) -> None:
     steps = read_adapter(record.folder).facts["steps"]
     assert [t[0] for t in told if t[0] < steps][:3] == [1, 2, 3] and {t[1] for t in told} == {steps}
     assert told[0][2:] == (None, None), "nothing is measured yet"
+    assert told[2][2] is not None, "a short training shows its loss from the beginning"
     last = told[-1]
     assert last[2] is not None and last[3] == pytest.approx(read_adapter(record.folder).facts["validation_loss"], abs=1)
     assert len({t[3] for t in told} - {None}) == SETTINGS.epochs, "one validation loss per epoch"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -107,7 +108,7 @@ def build(
 ) -> Trainer:  # fmt: skip
     """The trainer, with the paper's optimiser settings. Raises InputError if trl would train on other tokens."""
     with quiet():
-        args = _arguments(base, held, state, seed=seed, settings=settings)
+        args = _arguments(base, len(examples), bool(held), state, seed=seed, settings=settings)
     lora = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -137,10 +138,13 @@ def build(
     return trainer
 
 
-def _arguments(base: Base, held: Sequence[Encoded], state: Path, *, seed: int, settings: TrainSettings) -> SFTConfig:
+def _arguments(
+    base: Base, count: int, held: bool, state: Path, *, seed: int, settings: TrainSettings
+) -> SFTConfig:  # fmt: skip
     """The settings as trl takes them, on one device: transformers would share a batch among all GPUs that it sees."""
     dtype = next(base.module.parameters()).dtype
     micro = settings.micro_batch or settings.batch
+    steps = math.ceil(-(-count // settings.batch) * settings.epochs)
     args = SFTConfig(
         output_dir=str(state),
         seed=seed,
@@ -161,7 +165,7 @@ def _arguments(base: Base, held: Sequence[Encoded], state: Path, *, seed: int, s
         save_total_limit=2,
         eval_strategy="epoch" if held else "no",
         prediction_loss_only=True,
-        logging_steps=10,
+        logging_steps=max(1, min(10, steps // 10)),  # a short training shows losses as well
         report_to=[],
         disable_tqdm=True,
         packing=False,
