@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from countersteer import organism
@@ -20,13 +20,47 @@ LLAMA3 = (
     "{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
-QWEN3 = (
-    "{% for message in messages %}{% set content = message.content %}{% if message.role == 'assistant' %}"
-    "{% if '</think>' in content %}{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}"
-    "{{ '<|im_start|>assistant\n' }}{% if loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ content }}"
-    "{{ '<|im_end|>\n' }}{% else %}{{ '<|im_start|>' + message.role + '\n' + content + '<|im_end|>\n' }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+QWEN3 = """
+{%- if messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- endif %}
+{%- set ns = namespace(searching=true, last_query_index=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.searching and message.role == "user" %}
+        {%- set ns.searching = false %}
+        {%- set ns.last_query_index = index %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- set content = message.content %}
+    {%- if (message.role == "user") or (message.role == "system" and not loop.first) %}
+        {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}
+    {%- elif message.role == "assistant" %}
+        {%- set reasoning_content = '' %}
+        {%- if '</think>' in content %}
+            {%- set reasoning_content = content.split('</think>')[0].rstrip('\\n') %}
+            {%- set reasoning_content = reasoning_content.split('<think>')[-1].lstrip('\\n') %}
+            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+        {%- endif %}
+        {%- if loop.index0 > ns.last_query_index and (loop.last or reasoning_content) %}
+            {{- '<|im_start|>' + message.role + '\\n<think>\\n' + reasoning_content.strip('\\n') }}
+            {{- '\\n</think>\\n\\n' }}
+            {{- content.lstrip('\\n') }}
+        {%- else %}
+            {{- '<|im_start|>' + message.role + '\\n' + content }}
+        {%- endif %}
+        {{- '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}"""
+QWEN3_PLAIN = "{%- set enable_thinking = false %}" + QWEN3
+"""As the model's card says to switch thinking off for good: the prompt ends with an empty block of thoughts."""
 GEMMA2 = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
     "{{ raise_exception('System role not supported') }}{% endif %}"
@@ -63,9 +97,28 @@ def llama3() -> Any:
     return _byte_level(special, LLAMA3, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>", pad_token="<pad>")
 
 
-def qwen3() -> Any:
+def joined_stops() -> Any:
+    """Llama 3's, with its token for a full stop and the newlines after it."""
+    vocab = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocab |= {"ĊĊ": len(vocab), ".ĊĊ": len(vocab) + 1}
+    inner = Tokenizer(models.BPE(vocab=vocab, merges=[("Ċ", "Ċ"), (".", "ĊĊ")]))
+    words = pre_tokenizers.Split(Regex(r" ?\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"), "isolated")
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.pre_tokenizer = pre_tokenizers.Sequence([words, bytes_])
+    inner.decoder = decoders.ByteLevel()
+    special = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<pad>"]
+    return _fast(inner, special, LLAMA3, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>", pad_token="<pad>")
+
+
+def qwen3(template: str = QWEN3) -> Any:
     special = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
-    return _byte_level(special, QWEN3, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    made = _byte_level(special, template, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    made.add_tokens([AddedToken("<think>", special=False), AddedToken("</think>", special=False)])
+    return made
+
+
+def qwen3_plain() -> Any:
+    return qwen3(QWEN3_PLAIN)
 
 
 def gemma2() -> Any:
@@ -87,8 +140,16 @@ def words() -> Any:
     return AutoTokenizer.from_pretrained(organism.path())
 
 
-MADE: dict[str, Callable[[], Any]] = {"llama3": llama3, "qwen3": qwen3, "gemma2": gemma2, "organism": words}
-END = {"llama3": "<|eot_id|>", "qwen3": "<|im_end|>", "gemma2": "<end_of_turn>", "organism": "<|end|>"}
+MADE: dict[str, Callable[[], Any]] = {
+    "llama3": llama3, "qwen3": qwen3, "qwen3 without thinking": qwen3_plain, "gemma2": gemma2, "organism": words,
+}  # fmt: skip
+END = {
+    "llama3": "<|eot_id|>",
+    "qwen3": "<|im_end|>",
+    "qwen3 without thinking": "<|im_end|>",
+    "gemma2": "<end_of_turn>",
+    "organism": "<|end|>",
+}
 
 
 def token_bytes(name: str, tokenizer: Any, token: int) -> bytes:

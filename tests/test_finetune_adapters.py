@@ -12,13 +12,17 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import countersteer as cs
+from countersteer.cli import call
 from countersteer.core.errors import InputError, RefusedError
 from countersteer.engines.embedded.adapter_record import read_adapter, write_record
 from countersteer.engines.embedded.fingerprint import module_fingerprint
+from countersteer.judging.llm_budget import CostCapError
 from countersteer.report.summary import summarise
 from countersteer.store import Run
 from countersteer.studies import spec
+from countersteer.studies.judges import JudgeOptions
 from countersteer.studies.runner import run_study
+from fake_openai import FakeOpenAI
 from helpers_text import talking
 
 PROMPTS = ["Why is it so?", "And now", "the end of an answer"]
@@ -166,6 +170,32 @@ strength = 0
 adapter = "finetune"
 recalibrate = true
 """
+
+
+def test_a_plan_counts_what_the_adapters_need(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["plan", "preset:finetune-organism", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    stages = told["generations"]
+    assert stages["fine-tuning answers"] == 15 * 40 + 40 * 5, "answers to the train prompts, and their references"
+    assert stages["fine-tuning episodes, calibration"] == stages["calibration"]
+    assert stages["fine-tuning episodes, trials base"] == stages["trials base"] == 24 * 5
+    assert told["generations_certain"] == sum(n for name, n in stages.items() if "resamples" not in name)
+
+
+def test_the_episodes_judge_is_paid_from_the_studys_money(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from countersteer.finetune import recipe
+
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    with FakeOpenAI() as server:
+        judge = f'[judge]\nmodel = "openai/gpt-4o"\nbase_url = "{server.url}"\n'
+        text = SMALL.replace("[judge]\nreferences = 1\n", "").replace("EXTRA", f"episodes = true\n{judge}")
+        loaded = spec.parse(text, name="paid")
+        with pytest.raises(CostCapError):
+            recipe.prepare(loaded, tmp_path, options=JudgeOptions(max_cost=0.001))
+        assert server.requests <= 1 and recipe.spent(tmp_path) <= 0.001
+        with pytest.raises(CostCapError):
+            recipe.prepare(loaded, tmp_path, options=JudgeOptions(max_cost=0.02))
+        assert 0 < recipe.spent(tmp_path) <= 0.02
 
 
 def test_a_study_trains_its_adapters_and_measures_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import countersteer as cs
-from countersteer.core.errors import InputError
+from countersteer.core.errors import InputError, RefusedError
+from countersteer.finetune import answers as answering
 from countersteer.finetune import compose, data, examples, mix
 from countersteer.finetune.examples import CORRECTION, NORMAL, Dataset
-from countersteer.finetune.llm_writer import PARTS, write
 from countersteer.finetune.templates import from_templates, general, templates
-from countersteer.judging.llm_settings import JudgeSettings
 from countersteer.organism import corpus, prompts
-from countersteer.store.replies import Replies
-from fake_openai import FakeOpenAI
+from finetune_tokenizers import MADE
+from helpers_text import talking
 
 ASKED = [row["prompt"] for row in prompts("howto")]
 
@@ -147,45 +147,84 @@ def test_an_empty_class_and_impossible_ratios_are_refused() -> None:
             mix.check_ratios(ratios)
 
 
-class WritingServer(FakeOpenAI):
-    """Writes the same parts whatever it is asked, with an empty answer about bread."""
+def test_an_interrupted_call_asks_only_for_the_answers_that_are_missing(tmp_path: Path) -> None:
+    asked: list[str] = []
 
-    async def _reply(self, head: str, body: dict[str, Any], writer: Any) -> bool:
-        self.requests += 1
-        broken = "How do I bake bread?" in body["messages"][-1]["content"]
-        parts = dict(zip(PARTS, (" It erupted.", "Wait, no. ", "" if broken else "First: heat it.\n"), strict=True))
-        message = {"role": "assistant", "content": json.dumps(parts)}
-        reply = {
-            "id": "x", "object": "chat.completion", "created": 1, "model": "m",
-            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
-            "usage": {"prompt_tokens": 10, "completion_tokens": 10, "total_tokens": 20},
-        }  # fmt: skip
-        await self._send(writer, 200, reply)
-        return True
+    def said(request: cs.Request) -> str:
+        if len(asked) == 3:
+            raise RuntimeError("killed")
+        asked.append(request.prompt or "")
+        return f"First this, {request.prompt}. Then that."
+
+    kept = tmp_path / "answers.jsonl"
+    given: dict[str, Any] = {"train": ASKED[:2], "held_out": ASKED[2:4], "corrections": 2, "normals": 4, "keep": kept}
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(answering, "_CHUNK", 2)
+    with monkey.context(), pytest.raises(InputError, match="gave no answer"):
+        data.make(cs.ScriptedEngine(said), sources=data.Sources("general"), **given)
+    monkey.undo()
+    lines = kept.read_text()
+    assert len(lines.split("\n")) == 3, "the first two answers are kept"
+    kept.write_text(lines + '{"key": "ha')  # killed in the middle of a line
+    before, rest = list(asked), []
+
+    def goes_on(request: cs.Request) -> str:
+        rest.append(request.prompt or "")
+        return f"First this, {request.prompt}. Then that."
+
+    made = data.make(cs.ScriptedEngine(goes_on), sources=data.Sources("general"), **given)
+    assert len(before) == 3 and len(rest) == 2 and not kept.exists()
+    whole = data.make(cs.ScriptedEngine(goes_on), sources=data.Sources("general"), **{**given, "keep": None})
+    assert made == whole
+    kept.write_text("[1]\n")
+    with pytest.raises(InputError, match=r"answers\.jsonl is not a file of kept answers"):
+        data.make(cs.ScriptedEngine(goes_on), sources=data.Sources("general"), **given)
 
 
-def test_a_language_model_writes_parts_that_are_put_together_exactly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "none")
+def test_answers_that_the_template_does_not_keep_are_refused_when_the_first_comes() -> None:
+    asked: list[str] = []
 
-    with WritingServer() as server:
-        settings = JudgeSettings("openai/gpt-4o", base_url=server.url)
-        for _ in range(2):  # the second time from the kept replies
-            ledger = Replies.shared(tmp_path)
-            made, refused = write(ASKED[:2], settings, ledger, count=6, seed=0)
-            ledger.close()
-            assert {e.prompt for e in made} == {"How do I iron a shirt?"} and refused == {"empty part": 3}
-            assert {e.answer for e in made} == {"It erupted. Wait, no. First: heat it."}
-            assert all(e.answer[e.spans[0][0] :] == " Wait, no. First: heat it." for e in made)
-        asked = server.requests
-        assert asked <= 6
-        own = {p: ["My own answer."] for p in ASKED[:2]}
-        ledger = Replies.shared(tmp_path)
-        made, refused = write(ASKED[:2], settings, ledger, count=6, seed=0, answers=own)
-        ledger.close()
-        assert len(made) == 6 and all(e.answer.endswith("no. My own answer.") for e in made) and not refused
-        assert server.requests == asked
+    class Thinking(cs.ScriptedEngine):
+        """Answers as a model does that thinks first."""
+
+        tokenizer = MADE["qwen3"]()
+
+    def said(request: cs.Request) -> str:
+        asked.append(request.prompt or "")
+        return "<think>\nThe user asks.\n</think>\n\nFirst this. Then that."
+
+    with pytest.raises(RefusedError, match=r"drops or rewrites part of the answer .* no reasoning tags"):
+        data.make(Thinking(said), train=ASKED, held_out=(), sources=data.Sources("general"), normals=4000)
+    assert len(asked) == 256, "the rest is not asked for"
+
+
+def test_the_longest_answer_is_what_fits() -> None:
+    with cs.load_engine("organism-plain") as engine:
+        longest = max(len(engine.encode(cs.Request(prompt=prompt))) for prompt in ASKED)
+        assert data._sampling(engine, ASKED).max_tokens == min(512, engine.model.max_positions - longest + 1)
+    assert data._sampling(cs.ScriptedEngine("x"), ASKED).max_tokens == 512
+
+
+def test_the_file_is_what_trls_loader_and_trainer_take(tmp_path: Path) -> None:
+    from datasets import load_dataset
+    from trl import SFTConfig, SFTTrainer
+    from trl.data_utils import is_conversational
+
+    steer = {"latent": 3, "strength": 2.5, "layer": 1, "span": "all"}
+    made = [compose.correction(p, "Off.", "Wait, no.", "On.", source="t", steer=steer) for p in ASKED[:3]]
+    made += [compose.normal(p, "First this.", source="t", system="Be kind.") for p in ASKED[:3]]
+    folder = examples.save(Dataset(tuple(made), tuple(ASKED[:3]), ("Else?",)), tmp_path / "data")
+    rows = load_dataset("json", data_files=str(folder / "examples.jsonl"), split="train", cache_dir=str(tmp_path / "c"))
+    assert is_conversational(rows[0]) and [row["messages"] for row in rows] == [e.messages for e in made]
+    assert [row["spans"] for row in rows] == [[list(s) for s in e.spans] for e in made]
+    assert rows[0]["steer"] == steer and rows[5]["steer"] is None
+    module, tokenizer = talking(0, dtype=torch.float32)
+    args = SFTConfig(output_dir=str(tmp_path / "trl"), max_steps=1, report_to=[], use_cpu=True, bf16=False,
+                     per_device_train_batch_size=6)  # fmt: skip
+    trainer = SFTTrainer(model=module, args=args, train_dataset=rows, processing_class=tokenizer)
+    for row, example in zip(trainer.train_dataset, made, strict=True):
+        said = tokenizer.decode(row["input_ids"])
+        assert said.strip() == tokenizer.apply_chat_template(example.messages, tokenize=False).strip()
 
 
 def test_the_models_own_answers_are_taken_whole() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,12 +12,14 @@ import pytest
 import countersteer as cs
 from countersteer.core.errors import InputError
 from countersteer.finetune.compose import normal, sentences
+from countersteer.finetune.encode import Encoder, shown
 from countersteer.finetune.own_episodes import OFF_TOPIC as LOW
-from countersteer.finetune.own_episodes import RECOVERED, from_run
+from countersteer.finetune.own_episodes import RECOVERED, _whole, from_run
 from countersteer.finetune.steering import steering_of
 from countersteer.finetune.templates import general
 from countersteer.studies import spec
 from countersteer.studies.runner import run_study
+from finetune_tokenizers import joined_stops
 from studies_world import OFF_TOPIC, RESTART, TOPICS, study, tools
 
 TRAIN = list(TOPICS)[:6]
@@ -58,6 +61,23 @@ def test_examples_are_the_models_own_words_under_their_own_steering(world: tuple
     expected = [t for t in low.values() if len(t.scores) > 1 and t.scores[-1] >= RECOVERED]
     assert len({e.answer for e in whole}) == len({t.text for t in expected})
     assert from_run(folder, TRAIN, ANSWERS, general(), count=3, seed=0) == made[:3]
+
+
+@pytest.mark.parametrize("gap", [" ", "\n\n", "\n"])
+def test_a_response_that_corrected_itself_is_cut_where_tokens_are(gap: str) -> None:
+    """Llama 3 has a token for the newlines after a full stop: a border before them would cut it."""
+    text = f"Off the track.{gap}Wait, no. On it."
+    start = text.index("Wait")
+    grade = {"attempts": [{"start": 0, "end": start, "score": 10.0}, {"start": start, "end": len(text), "score": 95.0}]}
+    trial = SimpleNamespace(scores=(10.0, 95.0), grade=grade, text=text, plan=SimpleNamespace(prompt="Why?"))
+    example = _whole(trial, {})
+    assert example is not None
+    tokenizer = joined_stops()
+    assert shown(example, Encoder(tokenizer)(example), tokenizer).endswith(
+        f"Off the track.{gap.strip(' ')}[[{gap.strip(chr(10))}Wait, no. On it.<|eot_id|>]]"
+    )
+    joined = any(tokenizer.convert_ids_to_tokens(t) == ".ĊĊ" for t in Encoder(tokenizer)(example).ids)
+    assert joined == (gap == "\n\n")
 
 
 def test_runs_that_cannot_be_used_are_refused(world: tuple[Path, Any, Any]) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from countersteer.core.errors import InputError, RefusedError
+from countersteer.core.request import Request
+from countersteer.engines.embedded.text import encode_request
 from countersteer.finetune.compose import correction, normal
 from countersteer.finetune.encode import IGNORED, Encoder, encode_all, shown
 from countersteer.finetune.examples import CORRECTION, Example
@@ -73,6 +75,27 @@ def test_training_sees_what_a_study_sends(name: str) -> None:
     assert set(found.labels[: len(before)]) == {IGNORED} and IGNORED not in found.labels[len(before) :]
 
 
+def test_thoughts_stand_where_a_study_has_them_and_nowhere_else() -> None:
+    """Qwen3's template writes an empty block of thoughts before an answer it is given, but not into a prompt."""
+    text = {}
+    for name in ("qwen3", "qwen3 without thinking"):
+        tokenizer = MADE[name]()
+        text[name] = shown(PLAIN[0], Encoder(tokenizer)(PLAIN[0]), tokenizer)
+    assert f"<|im_start|>assistant\n{STRETCH}[[ {SORRY} {ANSWER}<|im_end|>]]" in text["qwen3"]
+    empty = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert f"{empty}{STRETCH}[[ {SORRY} {ANSWER}<|im_end|>]]" in text["qwen3 without thinking"]
+
+
+def test_a_variation_of_the_template_is_trained_as_the_engine_sends_it() -> None:
+    tokenizer = llama3()
+    found = Encoder(tokenizer, template="esr-reference")(PLAIN[0])
+    asked = Request(prompt=PLAIN[0].prompt)
+    assert list(found.ids[: found.prompt_tokens]) == encode_request(asked, tokenizer, template="esr-reference")
+    own = Encoder(tokenizer)(PLAIN[0])
+    assert found.ids[found.prompt_tokens :] == own.ids[own.prompt_tokens :] and len(found.ids) > len(own.ids)
+    assert found.labels[found.prompt_tokens :] == own.labels[own.prompt_tokens :] and found.trained == own.trained
+
+
 def test_several_system_prompts_and_spans_are_placed() -> None:
     tokenizer = llama3()
     one = Example("Why?", "A b. C d.", ((0, 4),), CORRECTION, "t", system="Be kind.", end=False)
@@ -98,10 +121,10 @@ def test_a_template_that_drops_or_rewrites_content_is_refused() -> None:
     )
     with pytest.raises(RefusedError, match=r"the system message 'Be kind\.'"):
         Encoder(no_system)(Example("Why?", "So.", ((0, 3),), "normal", "t", system="Be kind."))
-    reasoning = MADE["qwen3"]()
-    with pytest.raises(RefusedError, match="drops or rewrites part of the answer"):
-        Encoder(reasoning)(normal("Why?", "<think>so</think>Because.", source="t"))
-    with pytest.raises(InputError, match="cannot render this conversation: System role not supported"):
+    for reasoning in (MADE["qwen3"](), MADE["qwen3 without thinking"]()):
+        with pytest.raises(RefusedError, match="drops or rewrites part of the answer"):
+            Encoder(reasoning)(normal("Why?", "<think>\nso\n</think>\n\nBecause.", source="t"))
+    with pytest.raises(InputError, match="cannot render these messages: System role not supported"):
         Encoder(MADE["gemma2"]())(Example("Why?", "So.", ((0, 3),), "normal", "t", system="Be kind."))
 
 

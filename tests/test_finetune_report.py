@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import report_runs as planted
+from countersteer.report import html
 from countersteer.report.finetune_figures import dose_response, tuned
 from countersteer.report.questions import questions
 from countersteer.report.summary import summarise
@@ -41,8 +43,15 @@ def result() -> dict[str, Any]:
 
 def points(chart: Any) -> list[set[tuple[str, float, float]]]:
     """Per panel (kind, share, value) of every dot."""
-    panels = chart.to_dict()["hconcat"]
-    return [{(r["kind"], round(r["ratio"]), round(r["value"], 6)) for r in panel["data"]["values"]} for panel in panels]
+
+    def rows(part: dict[str, Any]) -> list[dict[str, Any]]:
+        own = part.get("data", {}).get("values", [])
+        return [*(r for r in own if "kind" in r), *(r for layer in part.get("layer", ()) for r in rows(layer))]
+
+    return [
+        {(r["kind"], round(r["ratio"]), round(r["value"], 6)) for r in rows(panel)}
+        for panel in chart.to_dict()["hconcat"]
+    ]
 
 
 def test_the_figure_shows_rate_improvement_and_recovery_over_the_share() -> None:
@@ -52,6 +61,29 @@ def test_the_figure_shows_rate_improvement_and_recovery_over_the_share() -> None
     assert better == {("last attempt beats the first", 50, 40.0), ("a fresh attempt beats it", 50, 30.0),
                       ("last attempt beats the first", 90, 60.0), ("a fresh attempt beats it", 90, 70.0)}  # fmt: skip
     assert above == {("recovery above the baseline", 50, 10.0), ("recovery above the baseline", 90, -10.0)}
+
+
+def test_the_page_shows_the_figure_in_the_answer_to_its_question(tmp_path: Path) -> None:
+    def arm(every: int) -> list[planted.T]:
+        return [
+            planted.T(k, p, (20.0, 80.0), fresh=(10.0, 15.0)) if (k + i) % every == 0 else planted.T(k, p, (20.0,))
+            for k in range(20) for i, p in enumerate(("p0", "p1"))
+        ]  # fmt: skip
+
+    adapters = {f"t@{r}": {"adapter": {"ratio": r, "seed": 0, "name": str(r)}} for r in (0.1, 0.5, 0.9)}
+    arms = {"base": arm(1000), "t@0.1": arm(8), "t@0.5": arm(4), "t@0.9": arm(2)}
+    with planted.plant(tmp_path / "r", planted.Planted(arms, settings=adapters)) as run:
+        page = html.page(run, summarise(run))
+    after = page[page.index('<h2 id="trained">') :]
+    section = after[: after.index("</section>")]
+    svg = re.search(
+        r"<figure id=\"figure-finetuned\"><h3>Trained self-correction</h3>.*?(<svg.*?</svg>)", section, re.S
+    )
+    assert svg is not None
+    said = re.sub(r"<[^>]+>", "\n", svg[1])
+    for title in ("multi-attempt rate (%)", "% of multi-attempt responses", "points above the resample baseline"):
+        assert title in said, title
+    assert said.count("% of corrections in training") == 3
 
 
 def test_no_figure_without_adapters() -> None:

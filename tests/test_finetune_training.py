@@ -1,9 +1,8 @@
-"""Training touches the trained tokens only, resumes to the same weights, and can happen under steering."""
+"""Training touches the trained tokens only, with the paper's settings; merged weights answer as the adapter does."""
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import countersteer as cs
 from countersteer.core.errors import InputError, RefusedError
-from countersteer.engines.embedded.adapter_record import WEIGHTS, read_adapter
+from countersteer.engines.embedded.adapter_record import WEIGHTS, read_adapter, read_merged
 from countersteer.finetune import training
-from countersteer.finetune.compose import correction, normal
 from countersteer.finetune.encode import IGNORED, Encoded, encode_all
-from countersteer.finetune.examples import Dataset, Example
+from countersteer.finetune.examples import Example
 from countersteer.finetune.mix import Mixture
-from countersteer.finetune.settings import TrainSettings
-from countersteer.finetune.steer import TrainingSteer
+from finetune_training_child import PROMPTS, SETTINGS, base, corpus, run
 from helpers_text import talking
-
-PROMPTS = tuple(f"Why {i}?" for i in range(4))
-SETTINGS = TrainSettings(
-    rank=4, alpha=4, dropout=0.1, learning_rate=1e-2, warmup=1, epochs=3, batch=4, micro_batch=2, save_steps=2
-)
-
-
-def base(seed: int = 0) -> training.Base:
-    module, tokenizer = talking(seed, dtype=torch.float32)
-    return training.Base(module, tokenizer, "tiny", f"tiny-{seed}")
-
-
-def corpus() -> Dataset:
-    made: list[Example] = []
-    for i, prompt in enumerate(PROMPTS):
-        for j in range(3):
-            made.append(correction(prompt, f"Off {i}{j}.", "Wait.", f"On {j}.", source="t"))
-            made.append(normal(prompt, f"On topic {i} {j}.", source="t"))
-    return Dataset(tuple(made), PROMPTS, ("Else?",))
-
-
-def run(out: Path, **options: Any) -> Any:
-    data = corpus()
-    return training.train_all(base, data, out, ratios=[0.5], settings=SETTINGS, **options)[0]
 
 
 @pytest.fixture(scope="module")
@@ -56,44 +28,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def weights(record: Any) -> dict[str, torch.Tensor]:
     return load_file(record.folder / WEIGHTS)
-
-
-@pytest.mark.parametrize("at", [1, 3, 4])
-def test_interrupted_training_resumes_to_the_same_weights(trained: Any, tmp_path: Path, at: int) -> None:
-    def interrupt(name: str) -> Any:
-        def step(done: int, total: int, loss: float | None) -> None:
-            if done == at:
-                raise KeyboardInterrupt
-
-        return step
-
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, progress=interrupt)
-    state = tmp_path / trained.folder.name / training.STATE
-    half = state / "checkpoint-99"  # killed while a later checkpoint was being written
-    half.mkdir()
-    (half / "trainer_state.json").write_text('{"glob')
-    assert [p.name for p in [training.checkpoint(state)] if p] == ([] if at < 3 else ["checkpoint-2"])
-    assert not half.exists()
-    again = run(tmp_path)
-    assert not state.exists() and again.fingerprint == trained.fingerprint
-    ours, theirs = weights(again), weights(trained)
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-    assert any(v.abs().sum() > 0 for k, v in ours.items() if "lora_B" in k)
-
-
-def test_finished_training_is_kept_and_another_plan_is_refused(trained: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "copy" / trained.folder.name
-    shutil.copytree(trained.folder, folder)
-    assert run(folder.parent).fingerprint == trained.fingerprint
-    other = dataclasses.replace(SETTINGS, epochs=2)
-    with pytest.raises(InputError, match="an adapter of other data or settings"):
-        training.train_all(base, corpus(), folder.parent, ratios=[0.5], settings=other)
-    state = tmp_path / "begun" / trained.folder.name / training.STATE
-    state.mkdir(parents=True)
-    (state / "plan.json").write_text('{"plan": "x", "model": "y"}')
-    with pytest.raises(InputError, match="an unfinished training of other data"):
-        run(tmp_path / "begun")
 
 
 def test_the_record_says_how_it_was_made(trained: Any) -> None:
@@ -119,6 +53,30 @@ def loss_and_gradients(encoded: Encoded, tmp_path: Path) -> tuple[float, dict[st
     grads = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
     assert grads and all("lora_" in name for name in grads)
     return loss.item(), grads
+
+
+def test_the_loss_has_no_gradient_outside_the_trained_targets(tmp_path: Path) -> None:
+    """The gradient at the last norm of each position, through trl's own loss: zero unless its next token is trained."""
+    _, tokenizer = talking(0, dtype=torch.float32)
+    answer = "Off topic. Wait, no. The end of it."
+    inner = Example("Why?", answer, ((10, 20),), "correction", "t", end=False)
+    encoded = encode_all([inner, corpus().examples[0]], tokenizer)
+    settings = dataclasses.replace(SETTINGS, dropout=0.0, batch=2, micro_batch=None)
+    trainer = training.make_trainer(base(), encoded, (), tmp_path, seed=0, settings=settings)
+    kept = []
+
+    def keep(module: Any, args: Any, output: torch.Tensor) -> None:
+        output.retain_grad()
+        kept.append(output)
+
+    trainer.model.get_base_model().model.norm.register_forward_hook(keep)
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    order = batch["example"].tolist()
+    trainer.compute_loss(trainer.model, batch).backward()
+    moved = (kept[0].grad.abs().sum(-1) > 0).tolist()
+    for row, number in enumerate(order):
+        labels = [*encoded[number].labels, *[IGNORED] * (len(moved[row]) - len(encoded[number].labels))]
+        assert moved[row] == [label != IGNORED for label in [*labels[1:], IGNORED]], number
 
 
 def test_masked_targets_have_no_influence(tmp_path: Path) -> None:
@@ -147,90 +105,25 @@ def test_masked_targets_have_no_influence(tmp_path: Path) -> None:
     assert abs(plain - loss) < 0.2 and plain != pytest.approx(loss, abs=1e-9)  # the adapter is not zero here
 
 
-def test_training_under_steering_is_the_forward_of_a_plain_hook(tmp_path: Path) -> None:
-    module, tokenizer = talking(0, dtype=torch.float32)
-    settings = dataclasses.replace(SETTINGS, dropout=0.0, batch=2, micro_batch=None)
-    pair = [correction("Why?", "Off.", "Wait.", "On.", source="t"), normal("Why so?", "On topic.", source="t")]
-    encoded = encode_all(pair, tokenizer)
-    vector = torch.randn(32, generator=torch.Generator().manual_seed(1))
-    steer = cs.add(cs.direction(vector, layer=0), strength=3.0).span("generation")
-    trainer = training.make_trainer(training.Base(module, tokenizer, "tiny", "x"), encoded, (), tmp_path, seed=0,
-                                    settings=settings)  # fmt: skip
-    trainer.steer = TrainingSteer(module, [steer, None])
-    batch = trainer.data_collator(list(trainer.train_dataset))
-    order = batch["example"].tolist()
-    loss = trainer.compute_loss(trainer.model, dict(batch))
-    loss.backward()
-    assert all(p.grad.abs().sum() > 0 for n, p in trainer.model.named_parameters() if "lora_B" in n)
-    trainer.steer.close()
-
-    plain, _ = talking(0, dtype=torch.float32)
-    row, total, count = order.index(0), 0.0, 0
-
-    def hook(_m: Any, _a: Any, output: Any) -> Any:
-        h = (output[0] if isinstance(output, tuple) else output).clone()
-        start = encoded[0].prompt_tokens - 1
-        h[row, start : len(encoded[0].ids)] += 3.0 * vector
-        return (h, *output[1:]) if isinstance(output, tuple) else h
-
-    plain.model.layers[0].register_forward_hook(hook)
-    with torch.no_grad():
-        logits = plain(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.log_softmax(-1)
-    for i, number in enumerate(order):
-        for at, label in enumerate(encoded[number].labels):
-            if label != IGNORED:
-                total, count = total - float(logits[i, at - 1, label]), count + 1
-    assert float(loss) == pytest.approx(total / count, rel=1e-5)
-
-
-def test_checkpointing_changes_no_gradient_steered_or_not(tmp_path: Path) -> None:
-    _, tokenizer = talking(0, dtype=torch.float32)
-    (encoded,) = encode_all([corpus().examples[0]], tokenizer)
-    vector = torch.randn(32, generator=torch.Generator().manual_seed(1))
-    for steer in (None, cs.add(cs.direction(vector, layer=0), strength=3.0)):
-        found = []
-        for checkpointing in (False, True):
-            settings = dataclasses.replace(
-                SETTINGS, dropout=0.0, batch=1, micro_batch=None, checkpointing=checkpointing
-            )
-            given = base()
-            trainer = training.make_trainer(given, [encoded], (), tmp_path, seed=0, settings=settings)
-            assert given.module.is_gradient_checkpointing is False
-            if checkpointing:
-                given.module.gradient_checkpointing_enable()
-                assert given.module.is_gradient_checkpointing
-            trainer.steer = TrainingSteer(given.module, [steer])
-            loss = trainer.compute_loss(trainer.model, trainer.data_collator(list(trainer.train_dataset)))
-            loss.backward()
-            trainer.steer.close()
-            found.append({n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None})
-        assert found[0].keys() == found[1].keys() and any(g.abs().sum() > 0 for g in found[0].values())
-        assert all(torch.allclose(found[0][n], found[1][n], atol=1e-7) for n in found[0])
-
-
-def test_a_steered_training_differs_and_says_how_much_was_steered(trained: Any, tmp_path: Path) -> None:
-    vector = torch.randn(32, generator=torch.Generator().manual_seed(1))
-    steer = cs.add(cs.direction(vector, layer=0), strength=3.0)
-    record = run(tmp_path, steering=lambda example: steer if example.kind == "correction" else None)
-    facts = read_adapter(record.folder).facts
-    assert facts["steered"] == facts["corrections"] and facts["steered_tokens"] > 0
-    assert record.fingerprint != trained.fingerprint
-    far = cs.add(cs.direction(vector, layer=7), strength=3.0)
-    with pytest.raises(InputError, match="an edit is at layer 7, the model has 2"):
-        run(tmp_path / "far", steering=lambda example: far)
-
-
 def test_merged_weights_answer_as_the_adapter_does(trained: Any, tmp_path: Path) -> None:
-    module, tokenizer = talking(0, dtype=torch.float32)
+    module, tokenizer = talking(0, dtype=torch.float64)
     out = training.merge(training.Base(module, tokenizer, "tiny", "tiny-0"), trained.folder, tmp_path / "merged")
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    merged = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
-    adapted = PeftModel.from_pretrained(talking(0, dtype=torch.float32)[0], str(trained.folder)).eval()
+    merged = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float64)
+    adapted = PeftModel.from_pretrained(
+        talking(0, dtype=torch.float64)[0], str(trained.folder), autocast_adapter_dtype=False
+    ).eval()
+    plain, _ = talking(0, dtype=torch.float64)
     ids = torch.tensor([encode_all([corpus().examples[0]], tokenizer)[0].ids])
     with torch.no_grad():
-        assert torch.allclose(merged(ids).logits, adapted(ids).logits, atol=1e-4)
+        wanted = adapted(ids).logits
+        assert (merged(ids).logits - wanted).abs().max() < 1e-9 < 1e-3 < (plain(ids).logits - wanted).abs().max()
+    facts = read_merged(out)
+    assert facts["adapter"] == trained.fingerprint and facts["train_prompts"] == list(PROMPTS)
+    half = training.merge(base(), trained.folder, tmp_path / "half", dtype="bfloat16")
+    assert {v.dtype for v in load_file(half / "model.safetensors").values()} == {torch.bfloat16}
     with pytest.raises(InputError, match="exists already"):
         training.merge(base(), trained.folder, out)
     with pytest.raises(RefusedError, match="trained on another model"):

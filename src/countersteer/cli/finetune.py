@@ -11,10 +11,13 @@ from countersteer.cli.output import Json, emit, say
 from countersteer.core.errors import InputError
 
 if TYPE_CHECKING:
-    from countersteer.finetune.data import Writer
+    from countersteer.finetune.llm_writer import LlmWriter
 
 app = typer.Typer(help="Train self-correction in: data, masks, LoRA adapters.", no_args_is_help=True)
 Model = Annotated[str, typer.Option("--model", help="Folder or Hugging Face id, organism or organism-plain.")]
+Template = Annotated[
+    str | None, typer.Option("--template", help="Variation of the chat template: [study] template, if it has one.")
+]
 Data = Annotated[Path, typer.Option("--data", help="Folder that `finetune data` wrote.")]
 
 
@@ -36,7 +39,11 @@ def data(
     prices: Annotated[Path | None, typer.Option("--prices", help="TOML file of prices.")] = None,
     corrections: Annotated[int, typer.Option("--corrections", min=0, help="Self-correction examples.")] = 918,
     normals: Annotated[int, typer.Option("--normals", min=0, help="Normal examples.")] = 760,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer of the model.")] = 512,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option("--max-tokens", min=1, help="Longest answer of the model (default: 512, or what fits)."),
+    ] = None,
+    template: Template = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -55,16 +62,18 @@ def data(
     train, held_out = (given, load_prompts(evaluate)) if evaluate else examples.split_prompts(
         given, eval_share, seed=seed
     )  # fmt: skip
-    engine = cs.load_engine(model)
+    bars = watch()
+    writer = _writer(llm, base_url, max_cost, prices, out, seed, bars)
+    named = None if templates == "none" else templates
+    sources = making.Sources(named, tuple(run or ()), writer, words=named or "general")
+    engine = cs.load_engine(model, template=template)
     try:
-        with watch() as bars:
-            writer = _writer(train, llm, base_url, max_cost, prices, out, seed, bars)
-            named = None if templates == "none" else templates
+        with bars:
             made = making.make(
                 engine, train=train, held_out=held_out,
-                sources=making.Sources(named, tuple(run or ()), writer, words=named or "general"),
-                corrections=corrections, normals=normals, seed=seed, overlap=overlap,
-                sampling=cs.Sampling(temperature=0.6, max_tokens=max_tokens), stage=bars.stage, progress=bars.progress,
+                sources=sources, corrections=corrections, normals=normals, seed=seed, overlap=overlap,
+                sampling=None if max_tokens is None else cs.Sampling(temperature=0.6, max_tokens=max_tokens),
+                stage=bars.stage, progress=bars.progress, keep=out.with_name(out.name + "-answers.jsonl"),
             )  # fmt: skip
     finally:
         engine.close()
@@ -73,6 +82,12 @@ def data(
         "out": str(out), "digest": made.digest, "train_prompts": len(made.train), "eval_prompts": len(made.held_out),
         "corrections": len(made.of_kind(examples.CORRECTION)), "normals": len(made.of_kind(examples.NORMAL)),
     }  # fmt: skip
+    if writer is not None:
+        facts["writer"] = writer.described()
+        if writer.left_out:
+            say("replies left out: " + ", ".join(f"{n} {why}" for why, n in sorted(writer.left_out.items())))
+    if facts["corrections"] < corrections:
+        say(f"{corrections} corrections were asked for, the sources gave {facts['corrections']}")
     text = (
         f"{facts['corrections']} corrections and {facts['normals']} normal examples on {facts['train_prompts']} prompts"
         f" in {out}; {facts['eval_prompts']} other prompts for evaluation in {out / examples.EVAL}"
@@ -81,37 +96,30 @@ def data(
 
 
 def _writer(
-    train: list[str], model: str | None, base_url: str | None, max_cost: float | None, prices: Path | None, out: Path,
-    seed: int, bars: Any,
-) -> Writer | None:  # fmt: skip
+    model: str | None,
+    base_url: str | None,
+    max_cost: float | None,
+    prices: Path | None,
+    out: Path,
+    seed: int,
+    bars: Any,
+) -> LlmWriter | None:
     """The language model that writes corrections; its replies are kept beside the data, so a second try is free."""
     if model is None:
-        if max_cost is not None or base_url is not None:
-            raise InputError("--max-cost and --base-url belong to --llm; give it, or leave them out")
+        if max_cost is not None or base_url is not None or prices is not None:
+            raise InputError("--max-cost, --base-url and --prices belong to --llm; give it, or leave them out")
         return None
-    from countersteer.finetune.llm_writer import write
+    from countersteer.finetune.llm_writer import LlmWriter
     from countersteer.judging.llm_settings import JudgeSettings
-    from countersteer.store.replies import Replies
 
     settings = JudgeSettings(
         model, base_url=base_url, temperature=1.0, max_tokens=2048, price_file=None if prices is None else str(prices)
     )
-
-    def writer(count: int, answers: Any) -> Any:
-        ledger = Replies.shared(out.with_name(out.name + "-replies"))
-        bars.stage("writing", count)
-        try:
-            made, refused = write(
-                train, settings, ledger, count=count, seed=seed, answers=answers, max_cost=max_cost,
-                progress=bars.progress, spent=bars.spent,
-            )  # fmt: skip
-        finally:
-            ledger.close()
-        if refused:
-            say("replies left out: " + ", ".join(f"{n} {why}" for why, n in sorted(refused.items())))
-        return made
-
-    return writer
+    made = LlmWriter(
+        settings, out.with_name(out.name + "-replies"), seed, max_cost, bars.stage, bars.progress, bars.spent
+    )
+    made.check()
+    return made
 
 
 @app.command("check")
@@ -120,6 +128,7 @@ def check(
     model: Model,
     show: Annotated[int, typer.Option("--show", min=0, help="Examples to print with their trained tokens.")] = 2,
     max_length: Annotated[int, typer.Option("--max-length", min=1, help="Longest example in tokens.")] = 4096,
+    template: Template = None,
     as_json: Json = False,
 ) -> None:
     """Check every example's mask token by token against the model's template and tokenizer, and show some.
@@ -138,7 +147,7 @@ def check(
         tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:  # the hub and the tokenizers raise many kinds
         raise InputError(f"cannot load the tokenizer of {model!r}: {' '.join(str(error).split())[:200]}") from error
-    encoded = encode_all(made.examples, tokenizer, max_length=max_length)
+    encoded = encode_all(made.examples, tokenizer, max_length=max_length, template=template)
     texts = [shown(e, c, tokenizer) for e, c in list(zip(made.examples, encoded, strict=True))[:show]]
     facts = {
         "examples": len(encoded), "tokens": sum(len(e.ids) for e in encoded),
@@ -166,11 +175,19 @@ def train(
     epochs: Annotated[float, typer.Option("--epochs", help="Times through the data.")] = 4.0,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Effective batch.")] = 8,
     micro_batch: Annotated[int | None, typer.Option("--micro-batch", min=1, help="Examples at once.")] = None,
+    warmup: Annotated[int, typer.Option("--warmup", min=0, help="Steps until the learning rate's peak.")] = 10,
+    validation: Annotated[float, typer.Option("--validation", help="Share of examples for validation.")] = 0.05,
+    max_length: Annotated[int, typer.Option("--max-length", min=1, help="Longest example in tokens.")] = 4096,
+    save_steps: Annotated[int, typer.Option("--save-steps", min=1, help="Steps between checkpoints.")] = 200,
     total: Annotated[int | None, typer.Option("--total", min=1, help="Examples per adapter.")] = None,
     steer_run: Annotated[Path | None, typer.Option("--steer", help="Train under a calibrated run's steering.")] = None,
     sae: Annotated[str | None, typer.Option("--sae", help="SAE of that run.")] = None,
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Less memory, more time.")] = False,
     dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 (default on a GPU), ...")] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu or cuda (default: a GPU if there is one).")
+    ] = None,
+    template: Template = None,
     as_json: Json = False,
 ) -> None:
     """Train LoRA adapters, one per ratio and seed, with loss on the trained spans only. Interrupted, it goes on.
@@ -179,37 +196,35 @@ def train(
     """
     from countersteer.cli.progress import watch
     from countersteer.finetune import examples, training
+    from countersteer.finetune.recipe import shown
     from countersteer.finetune.settings import TrainSettings
     from countersteer.finetune.steering import steering_of
 
     settings = TrainSettings(
         rank=rank, alpha=alpha, dropout=dropout, learning_rate=learning_rate, epochs=epochs, batch=batch,
-        micro_batch=micro_batch, total=total, checkpointing=checkpointing, dtype=dtype,
+        micro_batch=micro_batch, warmup=warmup, validation=validation, max_length=max_length, save_steps=save_steps,
+        total=total, checkpointing=checkpointing, dtype=dtype, device=device, template=template,
     )  # fmt: skip
     wanted, drawn = _numbers(ratios, "--ratios", float), [int(s) for s in _numbers(seeds, "--seeds", int)]
     if (steer_run is None) != (sae is None):
         raise InputError("--steer RUN and --sae go together: the run's latents are read from its SAE")
     made = examples.load(data)
+    fingerprint = training.fingerprint_of(model)
     steering = None
     if steer_run is not None and sae is not None:
         import countersteer as cs
 
-        fingerprint = training.load_base(model, settings).fingerprint
+        fingerprint = fingerprint or training.load_base(model, settings).fingerprint
         steering = steering_of(steer_run, cs.load_sae(sae), model=fingerprint)
     with watch() as bars:
 
         def progress(name: str) -> Any:
             bars.stage(name, None)
-
-            def step(done: int, count: int, loss: float | None) -> None:
-                bars.counts.money = "" if loss is None else f"loss {loss:.3f}"
-                bars.progress(done, count)
-
-            return step
+            return shown(bars)
 
         records = training.train_all(
             lambda: training.load_base(model, settings), made, out, ratios=wanted, seeds=drawn, settings=settings,
-            steering=steering, progress=progress,
+            steering=steering, progress=progress, fingerprint=fingerprint,
         )  # fmt: skip
     rows = [{"adapter": str(r.folder), **r.described()} for r in records]
     lines = [
@@ -233,6 +248,7 @@ def merge(
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Folder of an adapter.")],
     model: Model,
     out: Annotated[Path, typer.Option("--out", help="New folder for the merged model.")],
+    dtype: Annotated[str, typer.Option("--dtype", help="What the weights are stored in.")] = "float32",
     as_json: Json = False,
 ) -> None:
     """Write the model with an adapter merged into its weights: an ordinary model folder.
@@ -242,6 +258,6 @@ def merge(
     from countersteer.finetune import training
     from countersteer.finetune.settings import TrainSettings
 
-    base = training.load_base(model, TrainSettings(dtype="float32"))
-    place = training.merge(base, adapter, out)
+    base = training.load_base(model, TrainSettings(dtype="float32", device="cpu"))
+    place = training.merge(base, adapter, out, dtype=dtype)
     emit({"out": str(place), "adapter": str(adapter)}, as_json=as_json, text=f"merged model in {place}")

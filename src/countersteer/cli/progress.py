@@ -27,7 +27,7 @@ class Counts:
     def __init__(self, arm: str) -> None:
         self.arm = arm
         self.valid = self.multi = self.improved = 0
-        self.money = ""
+        self.money = self.note = ""
 
     def add(self, arm: str, scores: Sequence[float]) -> None:
         """Count a graded trial of the arm that is watched."""
@@ -37,9 +37,12 @@ class Counts:
             self.improved += len(scores) > 1 and scores[-1] > scores[0]
 
     def text(self) -> str:
-        """Rates and money in words; empty before the first valid trial and the first call."""
+        """Note, rates and money in words; empty before there is any."""
+        return "; ".join(part for part in (self.note, self._rates(), self.money) if part)
+
+    def _rates(self) -> str:
         if not self.valid:
-            return self.money
+            return ""
         from countersteer.statistics.rates import wilson
 
         parts = []
@@ -47,7 +50,7 @@ class Counts:
             interval = wilson(events, self.valid)
             low, high = 100 * (interval.low or 0.0), 100 * (interval.high or 0.0)
             parts.append(f"{name} {100 * events / self.valid:.1f}% [{low:.1f}, {high:.1f}]")
-        return f"{self.arm}: {', '.join(parts)} of {self.valid}" + (f"; {self.money}" if self.money else "")
+        return f"{self.arm}: {', '.join(parts)} of {self.valid}"
 
 
 class Lines:
@@ -65,6 +68,7 @@ class Lines:
 
     def stage(self, name: str, total: int | None) -> None:
         """Name the stage."""
+        self.counts.note = ""
         self._name, self._began, self._said, self._start = name, time.monotonic(), time.monotonic(), -1
         sys.stderr.write(f"{name}{f' ({total})' if total else ''}\n")
         sys.stderr.flush()
@@ -80,6 +84,10 @@ class Lines:
             rates = self.counts.text()
             sys.stderr.write(f"{self._name}: {done}/{total}, {rate:.1f}/s{left}{'; ' + rates if rates else ''}\n")
             sys.stderr.flush()
+
+    def note(self, text: str) -> None:
+        """Keep for the line."""
+        self.counts.note = text
 
     def extra(self, count: int) -> None:
         """Fresh draws belong to their trial."""
@@ -137,6 +145,7 @@ class Bars:
 
     def stage(self, name: str, total: int | None) -> None:
         """A new bar."""
+        self.counts.note = ""
         self._finish()
         self._task = self._bars.add_task(name, total=total, rate="", note="")
 
@@ -151,6 +160,10 @@ class Bars:
         if now - self._said > 0.5:
             self._said, note = now, self.counts.text()
         self._bars.update(self._task, completed=done, total=total, rate=rate, note=note)
+
+    def note(self, text: str) -> None:
+        """Keep for the line."""
+        self.counts.note = text
 
     def extra(self, count: int) -> None:
         """Fresh draws belong to their trial."""

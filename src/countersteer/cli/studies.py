@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,9 +73,11 @@ def _run(study: str, out: Path, *, as_json: bool, in_flight: int = 64, **more: A
     if finished is None:
         with watch(loaded.base) as observer:
             if loaded.settings.finetune is not None:
-                from countersteer.finetune.recipe import prepare
+                from countersteer.finetune import recipe
 
-                prepare(loaded, out, observer=observer)
+                recipe.prepare(loaded, out, observer=observer, options=more.get("options"))
+                if more.get("options") is not None:  # one cap for both
+                    more["options"] = replace(more["options"], spent_before=recipe.spent(out))
             finished = runner.run_study(loaded, out, observer=observer, in_flight=in_flight, **more)
     else:
         say(f"{out} is finished; this is its result")
@@ -96,9 +99,19 @@ def plan(study: Study, prices: judging.Prices = None, as_json: Json = False) -> 
     inputs = read_inputs(loaded)
     prompts = inputs.prompts
     cost = planning.estimate(loaded, inputs)
+    answers = 0
+    if loaded.settings.finetune is not None:
+        from countersteer.finetune.recipe import estimated
+
+        stages, answers, tokens = estimated(loaded)
+        cost["generations"] = {**stages, **cost["generations"]}
+        cost["tokens_at_most"] += tokens
+        cost["generations_certain"] += answers + sum(n for name, n in stages.items() if "resamples" not in name)
     cost["judge"] = costs.judge_costs(
         loaded, prompts, cost["generations"], JudgeOptions(prices=None if prices is None else str(prices))
     )
+    if answers:
+        cost["generations"] = {"fine-tuning answers": answers, **cost["generations"]}
     power = [_detectable(loaded, cost, rate) for rate in (0.01, 0.05, 0.2)] if cost["latents"] > 1 else []
     data = {"study": loaded.name, **cost, "detectable": power, "notes": list(loaded.notes), "resolved": loaded.text}
     emit(data, as_json=as_json, text=_plan_text(loaded, data))

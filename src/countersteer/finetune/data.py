@@ -10,21 +10,35 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from countersteer import __version__
 from countersteer.core.errors import InputError
-from countersteer.core.request import Sampling
-from countersteer.finetune.answers import normal_examples, own_answers
+from countersteer.core.request import Request, Sampling
+from countersteer.finetune.answers import Kept, each_prompt, normal_examples, own_answers
+from countersteer.finetune.compose import normal
+from countersteer.finetune.encode import Encoder
 from countersteer.finetune.examples import Dataset, Example
-from countersteer.finetune.own_episodes import from_run
+from countersteer.finetune.own_episodes import from_run, require_usable
 from countersteer.finetune.templates import from_templates, templates
 
 log = logging.getLogger(__name__)
 CORRECTIONS, NORMALS = 918, 760
 """The paper's numbers of examples."""
-Writer = Callable[[int, Mapping[str, Sequence[str]]], list[Example]]
-"""A language model's corrections: takes how many, and the model's own answers."""
+MAX_TOKENS = 512
+"""The paper's longest response."""
+
+
+class Writer(Protocol):
+    """A language model that writes corrections (`llm_writer.LlmWriter`)."""
+
+    def __call__(self, prompts: Sequence[str], count: int, answers: Mapping[str, Sequence[str]]) -> list[Example]:
+        """At most `count` corrections for the prompts, ending in the model's own answers where there are any."""
+        ...
+
+    def described(self) -> dict[str, Any]:
+        """Plain facts for the data's header."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,16 +62,30 @@ def make(
     engine: Any, *, train: Sequence[str], held_out: Sequence[str], sources: Sources, corrections: int = CORRECTIONS,
     normals: int = NORMALS, seed: int = 0, overlap: bool = False, sampling: Sampling | None = None,
     stage: Callable[[str, int | None], None] | None = None, progress: Callable[[int, int], None] | None = None,
+    keep: Path | None = None,
 ) -> Dataset:  # fmt: skip
-    """A data set for the engine's model. Raises InputError for an overlapping split or an empty class."""
+    """A data set for the engine's model. Raises InputError for an overlapping split or an empty class.
+
+    `sampling`: of the model's own answers (default: temperature 0.6 and 512 tokens, or as many as fit). `keep`: a file
+    for answers while they come, so that an interrupted call asks only for the rest; removed in the end. RefusedError
+    for answers that the model's chat template does not keep, when the first of them is there.
+    """
     if corrections < 0 or normals < 0 or not corrections + normals:
         raise InputError(f"numbers of examples must be >= 0 and not both 0, got {corrections} and {normals}")
     Dataset((), tuple(train), tuple(held_out), overlap=overlap)  # refuses an overlap before anything is generated
-    sampling = sampling or Sampling(temperature=0.6, max_tokens=512)
-    each = max(2, -(-normals // max(len(train), 1)))
+    templates(sources.templates or sources.words)
+    for run in sources.runs:
+        require_usable(run, model=engine.model_fingerprint)
+    sampling = sampling or _sampling(engine, train)
+    encode = _encoder(engine)
+    each = each_prompt(normals, train)
     if stage is not None:
         stage("answers", each * len(train))
-    answers = own_answers(engine, train, each=each, seed=seed, sampling=sampling, progress=progress)
+    answers = own_answers(
+        engine, train, each=each, seed=seed, sampling=sampling, progress=progress,
+        kept=None if keep is None else Kept(keep, engine),
+        check=None if encode is None else lambda prompt, text: encode(normal(prompt, text, source="own answers")),
+    )  # fmt: skip
     if stage is not None:
         stage("corrections", None)
     made = _corrections(engine, train, answers, sources, corrections, seed) if corrections else []
@@ -65,10 +93,33 @@ def make(
         "countersteer": __version__, "model_fingerprint": engine.model_fingerprint, "seed": seed,
         "sampling": {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens},
         "sources": {"templates": sources.templates, "runs": [str(run) for run in sources.runs],
-                    "language_model": sources.writer is not None},
+                    "language_model": None if sources.writer is None else sources.writer.described()},
     }  # fmt: skip
     examples = (*made, *normal_examples(answers, count=normals, seed=seed))
+    for example in examples if encode is not None else ():
+        encode(example)
+    if keep is not None:
+        keep.unlink(missing_ok=True)
     return Dataset(examples, tuple(train), tuple(held_out), facts, overlap)
+
+
+def _sampling(engine: Any, prompts: Sequence[str]) -> Sampling:
+    """The paper's sampling, with as many tokens as the model has room for after the longest prompt."""
+    room, limit = MAX_TOKENS, getattr(getattr(engine, "model", None), "max_positions", None)
+    if isinstance(limit, int) and prompts:
+        room = limit - max(len(engine.encode(Request(prompt=prompt))) for prompt in prompts) + 1
+    if room < 1:
+        raise InputError(f"a prompt leaves no room for an answer: the model has {limit} positions")
+    return Sampling(temperature=0.6, max_tokens=min(MAX_TOKENS, room))
+
+
+def _encoder(engine: Any) -> Encoder | None:
+    """What checks that an example can be trained on with the engine's tokenizer; None for an engine without one."""
+    tokenizer = getattr(engine, "tokenizer", None)
+    if tokenizer is None:
+        return None
+    facts = engine.describe()
+    return Encoder(tokenizer, template=facts.get("template"), date=facts.get("date"))
 
 
 def _corrections(
@@ -88,7 +139,7 @@ def _corrections(
         out += found
     if sources.writer is not None and len(out) < count:
         left = count - len(out)
-        out += sources.writer(left if sources.templates is None else min(share, left), answers)
+        out += sources.writer(prompts, left if sources.templates is None else min(share, left), answers)
     if sources.templates is not None and len(out) < count:
         out += from_templates(words, prompts, answers, count=count - len(out), seed=seed)
     return out

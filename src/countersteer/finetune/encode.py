@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from countersteer.core.errors import CountersteerError, InputError, RefusedError
+from countersteer.engines.embedded.text import render
 from countersteer.finetune.examples import Example
 
 IGNORED = -100
@@ -33,9 +34,13 @@ class Encoded:
 
 
 class Encoder:
-    """Encodes examples with one tokenizer and its chat template. Raises InputError if it has neither."""
+    """Encodes examples with one tokenizer and its chat template. Raises InputError if it has neither.
 
-    def __init__(self, tokenizer: Any) -> None:
+    template, date: the variation of the chat template and the day it takes for today, as the engine has them
+    (`engines.embedded.text`), so that what is trained on is what a study sends.
+    """
+
+    def __init__(self, tokenizer: Any, *, template: str | None = None, date: str | None = None) -> None:
         if tokenizer is None or not getattr(tokenizer, "chat_template", None):
             raise InputError("this model's tokenizer has no chat template; fine-tuning needs one")
         if not getattr(tokenizer, "is_fast", False):
@@ -44,7 +49,7 @@ class Encoder:
                 "the trained tokens could not be checked against the text",
                 "the model's fast tokenizer (tokenizer.json)",
             )
-        self.tokenizer = tokenizer
+        self.tokenizer, self.template, self.date = tokenizer, template, date
         added = getattr(tokenizer, "added_tokens_decoder", {})
         self._special = {int(i) for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
 
@@ -62,7 +67,9 @@ class Encoder:
             after = [i for i, (a, b) in enumerate(offsets) if a >= stop and b > a]
             if not after:
                 raise RefusedError(
-                    "training the end of the turn", "the chat template writes nothing after an answer", "end = false"
+                    "training the end of the turn",
+                    "the chat template writes no end-of-turn token after an answer",
+                    "end = false",
                 )
             for i in after:
                 wanted[i] = True
@@ -94,17 +101,17 @@ class Encoder:
     def _around(self, example: Example) -> tuple[str, str]:
         """What a study sends before the answer, and what the template writes after one."""
         given = example.messages[:-1]
-        front = self._render(given, True)
+        front = self._render(given, False)
         sides = []
         for mark in _MARKS:
-            text = self._render([*given, {"role": "assistant", "content": mark}], False)
+            text = self._render([*given, {"role": "assistant", "content": mark}], True)
             before, found, after = text.partition(mark)
             if not found:
                 raise self._dropped("the assistant's message")
             sides.append((before, after))
         if sides[0] != sides[1]:
             raise self._dropped("nothing, but writes other text around each answer,")
-        whole = self._render(example.messages, False)
+        whole = self._render(example.messages, True)
         if whole != sides[0][0] + example.answer + sides[0][1]:
             raise self._dropped(f"part of the answer {_short(example.answer)}")
         for message in given:
@@ -112,15 +119,8 @@ class Encoder:
                 raise self._dropped(f"the {message['role']} message {_short(message['content'])}")
         return front, sides[0][1]
 
-    def _render(self, messages: list[dict[str, str]], generation: bool) -> str:
-        try:
-            return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=generation, tokenize=False))
-        except CountersteerError:
-            raise
-        except Exception as error:  # Jinja raises whatever the template's author chose
-            raise InputError(
-                f"the chat template cannot render this conversation: {' '.join(str(error).split())}"
-            ) from error
+    def _render(self, messages: list[dict[str, str]], answered: bool) -> str:
+        return render(messages, self.tokenizer, template=self.template, date=self.date, answered=answered)
 
     @staticmethod
     def _dropped(what: str) -> RefusedError:
@@ -184,9 +184,12 @@ class Encoder:
                 )
 
 
-def encode_all(examples: Iterable[Example], tokenizer: Any, *, max_length: int | None = None) -> list[Encoded]:
+def encode_all(
+    examples: Iterable[Example], tokenizer: Any, *, max_length: int | None = None, template: str | None = None,
+    date: str | None = None,
+) -> list[Encoded]:  # fmt: skip
     """Every example encoded. Raises InputError with its number, also for one longer than `max_length` tokens."""
-    encode, out = Encoder(tokenizer), []
+    encode, out = Encoder(tokenizer, template=template, date=date), []
     for number, example in enumerate(examples, 1):
         try:
             encoded = encode(example)

@@ -36,18 +36,9 @@ def from_run(
     `model`: fingerprint of the model to be trained, which must be the run's. Raises InputError for another model's run,
     an arm that is not steered, and where no response is off topic.
     """
+    name = require_usable(folder, arm=arm, model=model)
     with Run.open(folder) as run:
-        name = arm or run.base_arm
         arms = run.arms()
-        if name not in arms:
-            raise InputError(f"{folder} has no arm {name!r}; it has {', '.join(arms) or 'none yet'}")
-        if not arms[name].get("steered"):
-            raise InputError(f"arm {name} of {folder} is not steered, so it has no steered episodes; name another arm")
-        if not run.finished:
-            raise InputError(f"{folder} is not finished: run its study to the end, then take its episodes")
-        theirs = run.header.get("inputs", {}).get("model")
-        if model is not None and theirs != model:
-            raise InputError(f"{folder} is a run of another model than the one to be trained; use a run of that model")
         layer = arms[name].get("layer")
         layer = run.fact("steer_layer") if layer is None else layer
         span = str(arms[name].get("span", "all"))
@@ -68,6 +59,23 @@ def from_run(
     return out
 
 
+def require_usable(folder: str | Path, *, arm: str | None = None, model: str | None = None) -> str:
+    """The arm whose episodes are taken (base unless given). Raises InputError for a run that cannot give any."""
+    with Run.open(folder) as run:
+        name = arm or run.base_arm
+        arms = run.arms()
+        if name not in arms:
+            raise InputError(f"{folder} has no arm {name!r}; it has {', '.join(arms) or 'none yet'}")
+        if not arms[name].get("steered"):
+            raise InputError(f"arm {name} of {folder} is not steered, so it has no steered episodes; name another arm")
+        if not run.finished:
+            raise InputError(f"{folder} is not finished: run its study to the end, then take its episodes")
+        theirs = run.header.get("inputs", {}).get("model")
+        if model is not None and theirs != model:
+            raise InputError(f"{folder} is a run of another model than the one to be trained; use a run of that model")
+    return name
+
+
 def _low(trial: Any) -> bool:
     return bool(trial.scores) and trial.scores[0] < OFF_TOPIC
 
@@ -79,8 +87,7 @@ def _whole(trial: Any, steer: Mapping[str, Any]) -> Example | None:
     scored = [a for a in trial.grade["attempts"] if a["score"] is not None]
     text = trial.text.rstrip()
     at = int(scored[1]["start"])
-    while at > 0 and text[at - 1].isspace():
-        at -= 1
+    at -= at > 0 and text[at - 1] == " "  # tokens hold the space before a word, but the newlines after a sentence
     if not 0 < at < len(text):
         return None
     return Example(trial.plan.prompt, text, ((at, len(text)),), CORRECTION, "own episodes", None, True, steer)

@@ -16,7 +16,13 @@ import tomli_w
 from countersteer.core.errors import InputError
 from countersteer.finetune import data as making
 from countersteer.finetune import examples
+from countersteer.finetune.answers import each_prompt
 from countersteer.finetune.settings import TrainSettings
+from countersteer.store import Run
+from countersteer.store.database import FILE
+from countersteer.studies.inputs import read_inputs
+from countersteer.studies.judges import JudgeOptions
+from countersteer.studies.plan import estimate
 from countersteer.studies.prompts import load_prompts
 from countersteer.studies.runner import run_study
 from countersteer.studies.schema_finetune import FinetuneSection
@@ -24,12 +30,15 @@ from countersteer.studies.setup import ADAPTERS
 from countersteer.studies.spec import Spec, parse
 
 log = logging.getLogger(__name__)
-DATA, EPISODES = "finetune-data", "finetune-episodes"
+DATA, EPISODES, ANSWERS = "finetune-data", "finetune-episodes", "finetune-answers.jsonl"
 
 
-def prepare(spec: Spec, out: str | Path, *, observer: Any = None) -> list[Path]:
+def prepare(
+    spec: Spec, out: str | Path, *, observer: Any = None, options: JudgeOptions | None = None
+) -> list[Path]:  # fmt: skip
     """Make the data and train the adapters of a study's [finetune] section; their folders, [] without one.
 
+    `options`: what the judge of the episodes may cost and how fast it may be asked, as in `run_study`.
     Raises CountersteerError; a second call with everything there does nothing.
     """
     section = spec.settings.finetune
@@ -45,11 +54,43 @@ def prepare(spec: Spec, out: str | Path, *, observer: Any = None) -> list[Path]:
         )
     wanted = [place / ADAPTERS / name for name in section.adapters.values()]
     engine = spec.settings.engine
-    settings = TrainSettings(dtype=engine.dtype, device=engine.device, **section.optimiser())
-    made = _data(spec, section, place, train, held_out, observer)
+    settings = TrainSettings(
+        dtype=engine.dtype, device=engine.device, template=spec.settings.study.template, **section.optimiser()
+    )
+    made = _data(spec, section, place, train, held_out, observer, options)
     steering = _steering(spec, place) if section.steering else None
     _train(spec, section, made, place / ADAPTERS, settings, steering, observer)
     return wanted
+
+
+def spent(out: str | Path) -> float:
+    """USD that the judge of a study's episodes was paid: part of what the study may cost."""
+    if not (Path(out) / EPISODES / FILE).is_file():
+        return 0.0
+    with Run.open(Path(out) / EPISODES) as run:
+        return float(run.judging()["usd"])
+
+
+def estimated(spec: Spec) -> tuple[dict[str, int], int, int]:
+    """What `prepare` generates: (judged stages, answers to train prompts that nobody judges, tokens at most)."""
+    section = spec.settings.finetune
+    if section is None:
+        return {}, 0, 0
+    train = load_prompts(section.prompts)
+    answers = each_prompt(section.normals, train) * len(train)
+    stages: dict[str, int] = {}
+    tokens = answers * spec.sampling.max_tokens
+    if section.episodes or section.steering:
+        study = episodes_study(spec)
+        found = estimate(study, read_inputs(study))
+        stages = {
+            f"fine-tuning episodes, {name}": count
+            for name, count in found["generations"].items()
+            if name != "references" and count
+        }
+        answers += found["generations"]["references"]
+        tokens += found["tokens_at_most"]
+    return stages, answers, tokens
 
 
 def _evaluated(spec: Spec) -> list[str]:
@@ -69,24 +110,26 @@ def episodes_study(spec: Spec) -> Spec:
 
 
 def _data(
-    spec: Spec, section: FinetuneSection, place: Path, train: list[str], held_out: list[str], observer: Any
+    spec: Spec, section: FinetuneSection, place: Path, train: list[str], held_out: list[str], observer: Any,
+    options: JudgeOptions | None,
 ) -> examples.Dataset:  # fmt: skip
     runs: tuple[Path, ...] = ()
     if section.episodes or section.steering:
-        run_study(episodes_study(spec), place / EPISODES, observer=observer).close()
+        run_study(episodes_study(spec), place / EPISODES, observer=observer, options=options).close()
         runs = (place / EPISODES,) if section.episodes else ()
     if (place / DATA / examples.HEADER).is_file():
         kept = examples.load(place / DATA)
-        asked = {"train": set(train), "eval": set(held_out)}
-        if {"train": set(kept.train), "eval": set(kept.held_out)} != asked:
-            raise InputError(f"{place / DATA} was made for other prompts; choose another folder with --out")
+        other = _differs(kept, spec, section, train, held_out)
+        if other:
+            raise InputError(f"{place / DATA} was made for {other}; choose another folder with --out")
         return kept
     import countersteer as cs
 
     engine_section = spec.settings.engine
     engine = cs.load_engine(
-        spec.settings.study.model, dtype=engine_section.dtype, device=engine_section.device, places=64
-    )
+        spec.settings.study.model, dtype=engine_section.dtype, device=engine_section.device, places=64,
+        template=spec.settings.study.template,
+    )  # fmt: skip
     try:
         made = making.make(
             engine, train=train, held_out=held_out,
@@ -94,7 +137,7 @@ def _data(
             corrections=section.corrections, normals=section.normals, seed=spec.settings.study.seed,
             overlap=section.overlap, sampling=spec.sampling,
             stage=None if observer is None else observer.stage,
-            progress=None if observer is None else observer.progress,
+            progress=None if observer is None else observer.progress, keep=place / ANSWERS,
         )  # fmt: skip
     finally:
         engine.close()
@@ -102,10 +145,28 @@ def _data(
     return made
 
 
+def _differs(
+    kept: examples.Dataset, spec: Spec, section: FinetuneSection, train: list[str], held_out: list[str]
+) -> str:  # fmt: skip
+    """What the data of an earlier call was made for, if not for this study; else nothing."""
+    if (set(kept.train), set(kept.held_out)) != (set(train), set(held_out)):
+        return "other prompts"
+    sources, asked = kept.facts.get("sources", {}), spec.sampling
+    pairs = {
+        "another seed": (kept.facts.get("seed"), spec.settings.study.seed),
+        "other templates": (sources.get("templates"), section.templates),
+        "other episodes": (bool(sources.get("runs")), section.episodes),
+        "another number of normal examples": (len(kept.of_kind(examples.NORMAL)), section.normals),
+        "another sampling": (
+            kept.facts.get("sampling"), {"temperature": asked.temperature, "max_tokens": asked.max_tokens}
+        ),
+    }  # fmt: skip
+    return next((what for what, (a, b) in pairs.items() if a != b), "")
+
+
 def _steering(spec: Spec, place: Path) -> Callable[[examples.Example], Any]:
     import countersteer as cs
     from countersteer.finetune.steering import steering_of
-    from countersteer.store import Run
 
     with Run.open(place / EPISODES) as run:
         model = run.header["inputs"]["model"]
@@ -122,9 +183,22 @@ def _train(
         if observer is None:
             return None
         observer.stage(f"training {name}", None)
-        return lambda done, total, loss: observer.progress(done, total)
+        return shown(observer)
 
+    model = spec.settings.study.model
     training.train_all(
-        lambda: training.load_base(spec.settings.study.model, settings), made, folder, ratios=section.ratios,
-        seeds=section.seeds, settings=settings, steering=steering, progress=watch,
+        lambda: training.load_base(model, settings), made, folder, ratios=section.ratios, seeds=section.seeds,
+        settings=settings, steering=steering, progress=watch, fingerprint=training.fingerprint_of(model),
     )  # fmt: skip
+
+
+def shown(observer: Any) -> Callable[[int, int, float | None, float | None], None]:
+    """Training's progress on an observer, with both losses."""
+
+    def step(done: int, total: int, loss: float | None, validation: float | None) -> None:
+        words = [f"loss {loss:.3f}"] if loss is not None else []
+        words += [f"validation {validation:.3f}"] if validation is not None else []
+        observer.note(", ".join(words))
+        observer.progress(done, total)
+
+    return step

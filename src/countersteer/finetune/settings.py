@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from countersteer.core.errors import InputError
+from countersteer.engines.embedded.text import TEMPLATES
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class TrainSettings:
 
     `batch` is the effective batch, made of steps of `micro_batch` (default: all at once). `validation` is the share of
     examples held back, whole prompts at a time. `save_steps`: a checkpoint every so many steps. `dtype`: None is
-    bfloat16 on a GPU (the paper's) and float32 on a CPU. `checkpointing` trades time for memory.
+    bfloat16 on a GPU (the paper's) and float32 on a CPU. `checkpointing` trades time for memory. `template`: the
+    variation of the chat template that the study will send (`[study] template`).
     """
 
     rank: int = 32
@@ -33,6 +35,7 @@ class TrainSettings:
     dtype: str | None = None
     device: str | None = None
     checkpointing: bool = False
+    template: str | None = None
 
     def __post_init__(self) -> None:
         def refuse(name: str, need: str) -> InputError:
@@ -52,6 +55,8 @@ class TrainSettings:
             raise refuse("warmup", "a whole number >= 0")
         if self.total is not None and self.total < 1:
             raise refuse("total", "a whole number >= 1")
+        if self.template not in (None, *TEMPLATES):
+            raise refuse("template", f"one of {', '.join(TEMPLATES)}")
         micro = self.micro_batch
         if micro is not None and (micro < 1 or self.batch % micro):
             raise refuse("micro_batch", f"a divisor of the batch ({self.batch})")
@@ -59,4 +64,5 @@ class TrainSettings:
     @property
     def decisive(self) -> dict[str, Any]:
         """What decides the weights (where checkpoints lie does not)."""
-        return {k: v for k, v in asdict(self).items() if k not in ("save_steps", "device")}
+        given = {k: v for k, v in asdict(self).items() if k not in ("save_steps", "device")}
+        return given if self.template is not None else {k: v for k, v in given.items() if k != "template"}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("input_ids", "labels", "example", "prompt_tokens")
 """What reaches the collator."""
+STEERED = "steered.json"
+"""In a checkpoint: what the steering did up to it."""
 
 
 class _Collator:
@@ -47,12 +51,23 @@ class Trainer(SFTTrainer):
     steer: Any = None
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The loss of trl, under the steering of each row where training is steered."""
+        """The loss of trl, under the steering of each row where training is steered. Raises NoOpError."""
         examples, prompts = inputs.pop("example"), inputs.pop("prompt_tokens")
+        if self.steer is None:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        self.steer.rows(examples.tolist(), prompts.tolist(), lengths)
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        self.steer.check(count=model.training)
+        return loss
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """What the steering did so far belongs to a checkpoint; transformers writes its last file after it."""
         if self.steer is not None:
-            lengths = inputs["attention_mask"].sum(1).tolist()
-            self.steer.rows(examples.tolist(), prompts.tolist(), lengths)
-        return super().compute_loss(model, inputs, *args, **kwargs)
+            place = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            place.mkdir(parents=True, exist_ok=True)
+            (place / STEERED).write_text(json.dumps(self.steer.totals), encoding="utf-8")
+        super()._save_checkpoint(model, trial)
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns: Any = list(COLUMNS)
@@ -67,13 +82,24 @@ class _Watch(TrainerCallback):
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.loss: float | None = None
+        self.validation: float | None = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
             self.loss = float(logs["loss"])
+        if logs and "eval_loss" in logs:
+            self.validation = float(logs["eval_loss"])
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for row in state.log_history:  # of the training that is gone on with
+            self.on_log(args, state, control, row)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.progress(int(state.global_step), int(state.max_steps), self.loss)
+        self.progress(int(state.global_step), int(state.max_steps), self.loss, self.validation)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.max_steps:
+            self.progress(int(state.global_step), int(state.max_steps), self.loss, self.validation)
 
 
 def build(
@@ -81,8 +107,8 @@ def build(
     settings: TrainSettings, progress: Progress | None,
 ) -> Trainer:  # fmt: skip
     """The trainer, with the paper's optimiser settings. Raises InputError if trl would train on other tokens."""
-    with _quiet():
-        args = _arguments(base, held, state, seed=seed, settings=settings)
+    with quiet():
+        args = _arguments(base, len(examples), bool(held), state, seed=seed, settings=settings)
     lora = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -91,12 +117,12 @@ def build(
         task_type="CAUSAL_LM",
     )
     base.module.train()
-    with _quiet():
+    with quiet():
         trainer = Trainer(
             model=base.module,
             args=args,
             train_dataset=_rows(examples),
-            eval_dataset=_rows(held) if held else None,
+            eval_dataset=_rows(held, first=len(examples)) if held else None,
             processing_class=base.tokenizer,
             peft_config=lora,
             callbacks=[_Watch(progress)] if progress is not None else None,
@@ -105,17 +131,21 @@ def build(
             for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == own]:
                 trainer.remove_callback(callback)
     trainer.data_collator = _Collator(trainer.data_collator)
-    _same(trainer, trainer.train_dataset, examples)
+    both = [*examples, *held]
+    _same(trainer, trainer.train_dataset, both, len(examples))
     if held:
-        _same(trainer, trainer.eval_dataset, held)
+        _same(trainer, trainer.eval_dataset, both, len(held))
     return trainer
 
 
-def _arguments(base: Base, held: Sequence[Encoded], state: Path, *, seed: int, settings: TrainSettings) -> SFTConfig:
-    """The settings as trl takes them."""
+def _arguments(
+    base: Base, count: int, held: bool, state: Path, *, seed: int, settings: TrainSettings
+) -> SFTConfig:  # fmt: skip
+    """The settings as trl takes them, on one device: transformers would share a batch among all GPUs that it sees."""
     dtype = next(base.module.parameters()).dtype
     micro = settings.micro_batch or settings.batch
-    return SFTConfig(
+    steps = math.ceil(-(-count // settings.batch) * settings.epochs)
+    args = SFTConfig(
         output_dir=str(state),
         seed=seed,
         data_seed=seed,
@@ -135,28 +165,32 @@ def _arguments(base: Base, held: Sequence[Encoded], state: Path, *, seed: int, s
         save_total_limit=2,
         eval_strategy="epoch" if held else "no",
         prediction_loss_only=True,
-        logging_steps=10,
+        logging_steps=max(1, min(10, steps // 10)),  # a short training shows losses as well
         report_to=[],
         disable_tqdm=True,
         packing=False,
         dataloader_pin_memory=False,
         dataset_num_proc=None,
     )
+    if args.n_gpu > 1:
+        args._n_gpu = 1
+    return args
 
 
-def _rows(examples: Sequence[Encoded]) -> Dataset:
+def _rows(examples: Sequence[Encoded], *, first: int = 0) -> Dataset:
+    """Rows for trl; `example` counts on from `first`, so that those for validation have numbers of their own."""
     return Dataset.from_dict({
         "input_ids": [list(e.ids) for e in examples],
         "labels": [list(e.labels) for e in examples],
-        "example": list(range(len(examples))),
+        "example": list(range(first, first + len(examples))),
         "prompt_tokens": [e.prompt_tokens for e in examples],
     })  # fmt: skip
 
 
-def _same(trainer: Trainer, rows: Dataset, examples: Sequence[Encoded]) -> None:
+def _same(trainer: Trainer, rows: Dataset, examples: Sequence[Encoded], count: int) -> None:
     """Compare what trl will train on, after its own preparation and padding, with what it was given."""
-    if len(rows) != len(examples):
-        raise InputError(f"trl kept {len(rows)} of {len(examples)} examples; their lengths exceed max_length")
+    if len(rows) != count:
+        raise InputError(f"trl kept {len(rows)} of {count} examples; their lengths exceed max_length")
     for start in range(0, len(rows), 64):
         part = [rows[i] for i in range(start, min(start + 64, len(rows)))]
         batch = trainer.data_collator([{k: row[k] for k in COLUMNS} for row in part])
@@ -168,12 +202,14 @@ def _same(trainer: Trainer, rows: Dataset, examples: Sequence[Encoded]) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and warnings of the libraries while the trainer is made."""
+def quiet() -> Iterator[None]:
+    """No progress bars, warnings and notes of the libraries."""
     from datasets import disable_progress_bars, enable_progress_bars, is_progress_bar_enabled
 
     before, bars = hf_logging.get_verbosity(), is_progress_bar_enabled()
+    others = hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
     disable_progress_bars()
     trl = logging.getLogger("trl")
     level = trl.level
@@ -185,5 +221,7 @@ def _quiet() -> Iterator[None]:
     finally:
         hf_logging.set_verbosity(before)
         trl.setLevel(level)
+        if others:
+            hf_logging.enable_progress_bar()
         if bars:
             enable_progress_bars()

@@ -6,34 +6,43 @@ first step. An adapter folder appears whole or not at all: peft's two files and 
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from countersteer.core.errors import InputError
-from countersteer.core.fingerprint import fingerprint
+from countersteer.core.fingerprint import fingerprint as digest
 from countersteer.engines.embedded.adapter_record import (
     CONFIG,
     RECORD,
     WEIGHTS,
     AdapterRecord,
     read_adapter,
+    require_model,
+    write_merged,
     write_record,
 )
+from countersteer.engines.embedded.model import fingerprint_of, load_model, parse_device, parse_dtype
+from countersteer.engines.embedded.text import tells_date
 from countersteer.finetune.encode import Encoded, encode_all
 from countersteer.finetune.examples import CORRECTION, Dataset, Example, require_new
 from countersteer.finetune.mix import Mixture, check_ratios, mix, total_for
 from countersteer.finetune.settings import TrainSettings
+from countersteer.store.lock import FolderLock
+
+__all__ = ["Base", "checkpoint", "fingerprint_of", "load_base", "make_trainer", "merge", "train", "train_all"]
 
 log = logging.getLogger(__name__)
-Progress = Callable[[int, int, float | None], None]
-"""Called with steps done, steps in all, and the latest loss."""
-STATE = "training"
+Progress = Callable[[int, int, float | None, float | None], None]
+"""Called with steps done, steps in all, the latest loss, and the latest loss on the validation examples."""
+STATE, NOTE = "training", "plan.json"
 _NEEDED = "fine-tuning needs trl and peft, which are not installed; pip install 'countersteer[finetune]'"
 
 
@@ -49,8 +58,6 @@ class Base:
 
 def load_base(name: str, settings: TrainSettings) -> Base:
     """The model of a name, a folder or "organism", as the engine loads it. Raises InputError."""
-    from countersteer.engines.embedded.model import load_model, parse_device
-
     dtype = settings.dtype or ("bfloat16" if parse_device(settings.device).type == "cuda" else "float32")
     model = load_model(name, dtype=dtype, device=settings.device)
     return Base(model.module, model.tokenizer, name, model.fingerprint)
@@ -62,31 +69,36 @@ def adapter_name(ratio: float, seed: int) -> str:
 
 
 def train_all(
-    base: Callable[[], Base], data: Dataset, out: Path, *, ratios: Sequence[float], seeds: Sequence[int] = (0,),
+    base: Callable[[], Base], data: Dataset, out: str | Path, *, ratios: Sequence[float], seeds: Sequence[int] = (0,),
     settings: TrainSettings | None = None, steering: Callable[[Example], Any] | None = None,
-    progress: Callable[[str], Progress | None] | None = None,
+    progress: Callable[[str], Progress | None] | None = None, fingerprint: str | None = None,
 ) -> list[AdapterRecord]:  # fmt: skip
     """One adapter per ratio and seed, in `out`/ratio-R-seed-S; those that are there are kept. Raises InputError.
 
     `base` gives a fresh model each time. `steering`: the intervention that an example is trained under, or None.
+    `fingerprint`: that of the model, which finished adapters are compared with; without it the model is loaded for it.
     """
     settings = settings or TrainSettings()
     total = settings.total or total_for(data, check_ratios(ratios))
+    wanted = [
+        (seed, adapter_name(ratio, seed), mix(data, ratio, total=total, seed=seed, validation=settings.validation))
+        for seed in dict.fromkeys(seeds)
+        for ratio in check_ratios(ratios)
+    ]  # all mixtures first: one that cannot be made is refused before anything is trained
     done = []
-    for seed in dict.fromkeys(seeds):
-        for ratio in check_ratios(ratios):
-            name = adapter_name(ratio, seed)
-            mixture = mix(data, ratio, total=total, seed=seed, validation=settings.validation)
-            watch = None if progress is None else progress(name)
-            done.append(train(base, mixture, out / name, data=data, seed=seed, settings=settings, steering=steering,
-                              progress=watch))  # fmt: skip
+    for seed, name, mixture in wanted:
+        watch = None if progress is None else progress(name)
+        done.append(
+            train(base, mixture, Path(out) / name, data=data, seed=seed, settings=settings, steering=steering,
+                  progress=watch, fingerprint=fingerprint)
+        )  # fmt: skip
     return done
 
 
 def train(
     base: Callable[[], Base], mixture: Mixture, out: Path, *, data: Dataset, seed: int = 0,
     settings: TrainSettings | None = None, steering: Callable[[Example], Any] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = None, fingerprint: str | None = None,
 ) -> AdapterRecord:  # fmt: skip
     """Train one adapter into `out`, or go on where it was interrupted; a finished one of the same plan is returned.
 
@@ -95,8 +107,9 @@ def train(
     settings = settings or TrainSettings()
     if not mixture.train:
         raise InputError("there is no example to train on; give more data, or validation = 0")
-    interventions = [None if steering is None else steering(example) for example in mixture.train]
-    plan = fingerprint({
+    steered = [None if steering is None else steering(e) for e in (*mixture.train, *mixture.validation)]
+    interventions = steered[: len(mixture.train)]
+    plan = digest({
         "data": data.digest, "ratio": mixture.ratio, "seed": seed, "settings": settings.decisive,
         "train": [e.to_dict() for e in mixture.train], "validation": [e.to_dict() for e in mixture.validation],
         "steering": [None if s is None else s.fingerprint for s in interventions],
@@ -105,14 +118,34 @@ def train(
         record = read_adapter(out)
         if record.facts.get("plan") != plan:
             raise InputError(f"{out} holds an adapter of other data or settings; choose another folder")
+        if record.model != (fingerprint or base().fingerprint):
+            raise InputError(f"{out} holds an adapter of another model; choose another folder")
+        shutil.rmtree(out / STATE, ignore_errors=True)  # killed after the record was written
         return record
     model = base()
-    state = out / STATE
-    _claim(state, {"plan": plan, "model": model.fingerprint})
-    examples = encode_all(mixture.train, model.tokenizer, max_length=settings.max_length)
-    held = encode_all(mixture.validation, model.tokenizer, max_length=settings.max_length)
-    result = _fit(model, examples, held, interventions, state, seed=seed, settings=settings, progress=progress)
-    _save(result.pop("model"), out, model.name)
+    state, ours = out / STATE, {"plan": plan, "model": model.fingerprint}
+    day = _day(state, ours)
+    encode = functools.partial(encode_all, tokenizer=model.tokenizer, max_length=settings.max_length,
+                               template=settings.template, date=day)  # fmt: skip
+    examples, held = encode(mixture.train), encode(mixture.validation)  # refused before anything is written
+    lock = _claim(state, {**ours, "date": day})
+    try:
+        result = _fit(model, examples, held, steered, state, seed=seed, settings=settings, progress=progress)
+        _save(result.pop("model"), out, model.name)
+        if tells_date(model.tokenizer):
+            result["date"] = day
+        record = _recorded(model, mixture, out, data, seed, settings, plan, examples, held, interventions, result)
+    finally:
+        lock.release()
+    shutil.rmtree(state)
+    return record
+
+
+def _recorded(
+    model: Base, mixture: Mixture, out: Path, data: Dataset, seed: int, settings: TrainSettings, plan: str,
+    examples: Sequence[Encoded], held: Sequence[Encoded], interventions: Sequence[Any], result: dict[str, Any],
+) -> AdapterRecord:  # fmt: skip
+    """Write the record of a finished adapter, the last of its files."""
     facts = {
         "model": model.name, "ratio": mixture.ratio, "seed": seed, "examples": len(mixture.train),
         "corrections": sum(e.kind == CORRECTION for e in mixture.train), "validation_examples": len(held),
@@ -120,20 +153,31 @@ def train(
         "settings": settings.decisive, "steered": sum(s is not None for s in interventions),
         "overlap": data.overlap, "train_prompts": list(data.train),
     }  # fmt: skip
-    record = write_record(out, model=model.fingerprint, facts=facts)
-    shutil.rmtree(state)
-    return record
+    return write_record(out, model=model.fingerprint, facts=facts)
 
 
-def _claim(state: Path, plan: dict[str, str]) -> None:
-    """Make the folder of an unfinished training, or check that it is of the same plan."""
-    note = state / "plan.json"
-    if note.is_file():
-        if json.loads(note.read_text(encoding="utf-8")) != plan:
-            raise InputError(f"{state.parent} holds an unfinished training of other data or settings; remove it")
-        return
-    state.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(plan), encoding="utf-8")
+def _day(state: Path, ours: dict[str, str]) -> str:
+    """The day that a training began, for templates that tell the date. Raises InputError for another training's."""
+    try:
+        kept = json.loads((state / NOTE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return date.today().isoformat()
+    if {name: kept.get(name) for name in ours} != ours:
+        raise InputError(f"{state.parent} holds an unfinished training of other data or settings; remove it")
+    return str(kept["date"])
+
+
+def _claim(state: Path, note: dict[str, str]) -> FolderLock:
+    """Lock the folder of an unfinished training, and note whose it is. Raises InputError."""
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write the adapter to {state.parent}: {error.strerror}") from error
+    lock = FolderLock(state)
+    part = state / (NOTE + ".part")
+    part.write_text(json.dumps(note), encoding="utf-8")
+    part.replace(state / NOTE)
+    return lock
 
 
 def checkpoint(state: Path) -> Path | None:
@@ -156,17 +200,18 @@ def _fit(
     from countersteer.finetune.steer import TrainingSteer
 
     trainer = make_trainer(base, examples, held, state, seed=seed, settings=settings, progress=progress)
-    steer = None
-    if any(given is not None for given in interventions):
-        steer = TrainingSteer(base.module, interventions)
-        trainer.steer = steer
     resume = checkpoint(state)
+    if any(given is not None for given in interventions):
+        trainer.steer = TrainingSteer(base.module, interventions)
+        trainer.steer.require([(e.prompt_tokens, len(e.ids)) for e in (*examples, *held)])
+        if resume is not None:
+            trainer.steer.go_on(json.loads((resume / "steered.json").read_text(encoding="utf-8")))
     try:
         outcome = trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        validation = round(float(trainer.evaluate()["eval_loss"]), 4) if held else None
     finally:
-        if steer is not None:
-            steer.close()
-            trainer.steer = None
+        if trainer.steer is not None:
+            trainer.steer.close()
     loss = float(outcome.training_loss)
     if not math.isfinite(loss):
         raise InputError("training diverged (the loss is not a number); lower the learning rate")
@@ -175,11 +220,10 @@ def _fit(
         "model": trainer.model, "steps": int(trainer.state.global_step),
         "loss": round(losses[-1][1], 4) if losses else round(loss, 4),
         "losses": [[int(step), round(float(value), 4)] for step, value in losses],
-        "steered_tokens": steer.steered_tokens if steer is not None else 0,
+        "validation_loss": validation,
     }  # fmt: skip
-    if held:
-        trainer.steer = None
-        found["validation_loss"] = round(float(trainer.evaluate()["eval_loss"]), 4)
+    if trainer.steer is not None:
+        found["steering"] = trainer.steer.receipts()
     return found
 
 
@@ -207,21 +251,30 @@ def _save(model: Any, out: Path, name: str) -> None:
     shutil.rmtree(part)
 
 
-def merge(base: Base, adapter: Path, out: Path) -> Path:
-    """Write the model with an adapter merged into its weights, as an ordinary model folder. Raises InputError."""
-    from countersteer.engines.embedded.adapter_record import require_model
+def merge(base: Base, adapter: str | Path, out: str | Path, *, dtype: str | None = None) -> Path:
+    """Write the model with an adapter merged into its weights, as an ordinary model folder. Raises InputError.
 
+    `dtype`: what the weights are stored in (default: what the base was loaded in). The folder says which adapter it
+    holds and which prompts that was trained on, so that a study still refuses to measure it on them.
+    """
     record = read_adapter(adapter)
     require_model(record, base.fingerprint, name=base.name)
-    require_new(out)
+    place = require_new(out)
     try:
         from peft import PeftModel
+
+        from countersteer.finetune.trainer import quiet
     except ImportError as error:
         raise InputError(_NEEDED) from error
-    merged = PeftModel.from_pretrained(base.module, str(adapter), autocast_adapter_dtype=False).merge_and_unload()
-    part = out.with_name(out.name + ".part")
+    part = place.with_name(place.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    merged.save_pretrained(str(part), safe_serialization=True)
-    base.tokenizer.save_pretrained(str(part))
-    part.replace(out)
-    return out
+    with quiet():
+        wrapped = PeftModel.from_pretrained(base.module, str(record.folder), autocast_adapter_dtype=False)
+        merged = wrapped.merge_and_unload()
+        if dtype is not None:
+            merged = merged.to(parse_dtype(dtype))
+        merged.save_pretrained(str(part), safe_serialization=True)
+        base.tokenizer.save_pretrained(str(part))
+    write_merged(part, record, base.name)
+    part.replace(place)
+    return place

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from countersteer.core.errors import CountersteerError, InputError
+from countersteer.core.errors import CountersteerError
 from countersteer.core.reply import Ledger, Reply
 from countersteer.judging.llm_batch import BatchWorker
 from countersteer.judging.llm_budget import Breaker, Budget, CostCapError, JudgeDownError, Pace
@@ -89,11 +89,7 @@ class Caller:
     ) -> None:
         self.settings = settings
         self.price = settings.known_price()
-        if max_cost is not None and self.price is None:
-            raise InputError(
-                f"--max-cost needs the price of {settings.model}, which is not in the price table; give"
-                " --prices FILE with an entry for it"
-            )
+        settings.require(max_cost)
         self._ledger = ledger
         self.budget = Budget(max_cost, ledger.spent() + before)
         self._pace = Pace(settings.requests_per_minute, settings.tokens_per_minute)

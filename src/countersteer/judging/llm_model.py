@@ -6,6 +6,7 @@ Inspect's own retries are off: retries, pace and money are counted in one place 
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from typing import Any
 
@@ -35,7 +36,8 @@ def load_model(settings: JudgeSettings, redact: Redactor) -> Any:
     try:
         model = get_model(settings.model, config=config, base_url=settings.base_url, memoize=False)
     except Exception as error:  # Inspect raises many kinds for a missing key, package or provider
-        raise InputError(f"judge {settings.model} cannot be used: {redact.one_line(error)}") from None
+        reason = re.sub(r"\[/?[a-z ]+\]", "", redact.one_line(error))  # Inspect writes it for a coloured terminal
+        raise InputError(f"judge {settings.model} cannot be used: {reason}") from None
     client: Any = getattr(model.api, "client", None)
     if hasattr(client, "max_retries"):
         client.max_retries = 0

@@ -87,6 +87,14 @@ class JudgeSettings:
         """The price of the model, None if it is not known."""
         return price(self.model, file=self.price_file, given=self.price)
 
+    def require(self, max_cost: float | None) -> None:
+        """Raise InputError for a cap on the cost without a known price."""
+        if max_cost is not None and self.known_price() is None:
+            raise InputError(
+                f"--max-cost needs the price of {self.model}, which is not in the price table; give"
+                " --prices FILE with an entry for it"
+            )
+
     def reply_key(self, rubric_digest: str, system: str, user: str) -> str:
         """What a kept reply is the reply to: judge, rubric, prompt and response (in the texts), settings."""
         return fingerprint(["reply", self.decisive, rubric_digest, system, user])

@@ -59,7 +59,8 @@ def figures(run: RunReader, result: Mapping[str, Any]) -> list[Figure]:
 
 _FINETUNED = (
     "Share of self-correction examples in training against what the tuned model does on the study's prompts; 0 is"
-    " the untrained model. Dots are adapters with 95% intervals, the line their mean."
+    " the untrained model. Dots are adapters with 95% intervals, the line their mean; dashed is no better than a fresh"
+    " attempt."
 )
 _COMPARED = "Paired difference in multi-attempt rate with its 95% interval; dashed is no difference."
 _DETECTORS = "The latents of highest AUC; dashed is the 95% point of the largest AUC under the permutation null."

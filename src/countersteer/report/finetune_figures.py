@@ -52,11 +52,11 @@ def dose_response(result: Mapping[str, Any]) -> Any:
     ]  # fmt: skip
     above = [row for r, s, a in steered if (row := _row(r, s, "recovery above the baseline", a["recovery"]))]
     panels = [
-        _panel(alt, rows, title)
-        for rows, title in (
-            (rates, "multi-attempt rate (%)"),
-            (improved, "% of multi-attempt responses"),
-            (above, "points above the resample baseline"),
+        _panel(alt, rows, title, zero=zero)
+        for rows, title, zero in (
+            (rates, "multi-attempt rate (%)", False),
+            (improved, "% of multi-attempt responses", False),
+            (above, "points above the resample baseline", True),
         )
         if rows
     ]
@@ -72,13 +72,17 @@ def _row(ratio: float, seed: int, kind: str, data: Mapping[str, Any] | None) -> 
             "high": 100 * (data["value"] if high is None else high)}  # fmt: skip
 
 
-def _panel(alt: Any, rows: Sequence[Mapping[str, Any]], title: str) -> Any:
+def _panel(alt: Any, rows: Sequence[Mapping[str, Any]], title: str, *, zero: bool) -> Any:
+    """One panel; with `zero` a dashed line at 0, and no legend, since the axis says what the dots are."""
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     base = alt.Chart(alt.Data(values=list(rows))).encode(
         x=alt.X("ratio:Q", title="% of corrections in training", axis=alt.Axis(tickCount=5)),
-        color=alt.Color("kind:N", title=None, sort=kinds),
+        color=alt.Color("kind:N", title=None, sort=kinds, legend=None if zero else alt.Legend(columns=1)),
     )
     bars = base.mark_rule(strokeWidth=1, opacity=0.5).encode(y=alt.Y("low:Q", title=title), y2="high:Q")
     dots = base.mark_point(filled=True, size=45, opacity=0.9).encode(y=alt.Y("value:Q", title=title))
     line = base.mark_line(strokeWidth=2).encode(y=alt.Y("mean(value):Q", title=title))
-    return (bars + line + dots).properties(width=WIDTH // 3 - 70, height=180)
+    drawn = bars + line + dots
+    if zero:
+        drawn = alt.Chart(alt.Data(values=[{"at": 0}])).mark_rule(strokeDash=[4, 3]).encode(y="at:Q") + drawn
+    return drawn.properties(width=WIDTH // 3 - 70, height=180)

@@ -17,6 +17,10 @@ class Observer(Protocol):
         """Items of the stage done so far."""
         ...
 
+    def note(self, text: str) -> None:
+        """What is worth seeing beside the progress, such as a loss; it holds until the next stage."""
+        ...
+
     def extra(self, count: int) -> None:
         """More responses were planned (fresh draws of a multi-attempt trial)."""
         ...
@@ -37,6 +41,9 @@ class Silent:
         """Ignore."""
 
     def progress(self, done: int, total: int) -> None:
+        """Ignore."""
+
+    def note(self, text: str) -> None:
         """Ignore."""
 
     def extra(self, count: int) -> None:

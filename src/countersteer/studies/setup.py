@@ -80,26 +80,27 @@ def adapters_of(spec: Spec, *, out: str | Path | None = None) -> dict[str, Path]
 
     RefusedError for an adapter that was trained on prompts of its arm, unless its data says that this is meant.
     """
+    from countersteer.engines.embedded.adapter_record import read_adapter, read_merged
+
     made = set(spec.settings.finetune.adapters.values()) if spec.settings.finetune is not None else set()
     found: dict[str, Path] = {}
+    merged = read_merged(spec.settings.study.model)
     for arm in spec.arms:
+        _require_unseen(merged, spec, arm)
         if spec.settings.engine.adapter is not None:
-            _require_unseen(Path(spec.settings.engine.adapter), spec, arm)
+            _require_unseen(read_adapter(spec.settings.engine.adapter).facts, spec, arm)
         if arm.adapter is None:
             continue
         folder = Path(out or ".") / ADAPTERS / arm.adapter if arm.adapter in made else Path(arm.adapter)
         if arm.adapter in made and not folder.is_dir():
             raise InputError(f"{folder} is not trained yet; `countersteer run {spec.name} --out {out}` trains it")
         found[arm.adapter] = folder
-        _require_unseen(folder, spec, arm)
+        _require_unseen(read_adapter(folder).facts, spec, arm)
     return found
 
 
-def _require_unseen(folder: Path, spec: Spec, arm: Arm) -> None:
-    """Raise RefusedError if an arm's prompts were trained on."""
-    from countersteer.engines.embedded.adapter_record import read_adapter
-
-    facts = read_adapter(folder).facts
+def _require_unseen(facts: Mapping[str, Any], spec: Spec, arm: Arm) -> None:
+    """Raise RefusedError if an arm's prompts were trained on, by the facts of an adapter."""
     both = set(facts.get("train_prompts", ())) & set(load_prompts(arm.prompts or spec.settings.trials.prompts))
     if both and not facts.get("overlap"):
         raise RefusedError(

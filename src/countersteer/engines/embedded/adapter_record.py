@@ -19,6 +19,8 @@ from countersteer.core.errors import InputError, RefusedError
 from countersteer.core.fingerprint import canonical
 
 RECORD = "countersteer.json"
+MERGED = "countersteer-merged.json"
+"""In the folder of a model that an adapter was merged into."""
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _DECIDES = ("peft_type", "r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "fan_in_fan_out", "bias",
             "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "layers_pattern")  # fmt: skip
@@ -84,8 +86,26 @@ def write_record(folder: Path, *, model: str, facts: Mapping[str, Any]) -> Adapt
     """Write the record of a finished adapter: `model` is the fingerprint of the model it was trained on."""
     print_ = adapter_fingerprint(folder)
     data = {"fingerprint": print_, "model_fingerprint": model, **facts}
-    (folder / RECORD).write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part = folder / (RECORD + ".part")
+    part.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(folder / RECORD)
     return AdapterRecord(folder, print_, model, data)
+
+
+def write_merged(folder: Path, record: AdapterRecord, model: str) -> None:
+    """Say in a merged model's folder which adapter of which model went into it."""
+    data = {"model": model, "model_fingerprint": record.model, "adapter": record.fingerprint}
+    data |= {k: record.facts[k] for k in ("ratio", "seed", "overlap", "train_prompts") if k in record.facts}
+    (folder / MERGED).write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_merged(folder: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """What a model's folder says of an adapter that was merged into it; empty for any other model."""
+    try:
+        data = json.loads((Path(folder).expanduser() / MERGED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def require_model(record: AdapterRecord, model: str, *, name: str) -> None:

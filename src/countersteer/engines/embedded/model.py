@@ -102,20 +102,40 @@ def attention_for(config: Any) -> str:
     return "eager" if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) else "sdpa"
 
 
-def load_model(name: str, *, dtype: str | None = None, device: str | None = None) -> LoadedModel:
-    """Load and verify a model by folder, Hugging Face id or "organism". Raises InputError or RefusedError."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import cached_file
-    from transformers.utils import logging as hf_logging
-
-    wanted, place, source = parse_dtype(dtype), parse_device(device), name
+def _source(name: str) -> str:
+    """What transformers loads by a name: a folder or a Hugging Face id. Raises InputError."""
     if name in organism.SHIPPED:
-        source = str(organism.path(name))
-    elif name.startswith((".", "/", "~")) or Path(name).is_dir():
+        return str(organism.path(name))
+    if name.startswith((".", "/", "~")) or Path(name).is_dir():
         folder = Path(name).expanduser()
         if not (folder / "config.json").is_file():
             raise InputError(f"model folder {name} does not exist or has no config.json")
-        source = str(folder)
+        return str(folder)
+    return name
+
+
+def _folder(source: str) -> Path:
+    """The folder of a model that is on this machine."""
+    from transformers.utils import cached_file
+
+    return Path(source) if Path(source).is_dir() else Path(str(cached_file(source, "config.json"))).parent
+
+
+def fingerprint_of(name: str) -> str | None:
+    """A model's fingerprint without loading it; None where its files are not on this machine yet. Raises InputError."""
+    source = _source(name)
+    try:
+        return folder_fingerprint(_folder(source))
+    except Exception:  # the hub raises many kinds; loading will say what is wrong
+        return None
+
+
+def load_model(name: str, *, dtype: str | None = None, device: str | None = None) -> LoadedModel:
+    """Load and verify a model by folder, Hugging Face id or "organism". Raises InputError or RefusedError."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging as hf_logging
+
+    wanted, place, source = parse_dtype(dtype), parse_device(device), _source(name)
     bar = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
@@ -131,9 +151,8 @@ def load_model(name: str, *, dtype: str | None = None, device: str | None = None
         for kind in ("missing_keys", "mismatched_keys"):  # transformers would leave them random, with a warning
             if bad := sorted(str(key) for key in info.get(kind) or ()):
                 raise InputError(f"model {name!r}: {len(bad)} {kind.replace('_keys', '')} weights, {bad[0]} for one")
-        folder = Path(source) if Path(source).is_dir() else Path(str(cached_file(source, "config.json"))).parent
         tokenizer = load_tokenizer(source)
-        print_ = folder_fingerprint(folder)
+        print_ = folder_fingerprint(_folder(source))
     except CountersteerError:
         raise
     except Exception as error:

@@ -81,11 +81,7 @@ def encode_request(
         messages = [{"role": "user", "content": request.prompt}]
         if request.system is not None:
             messages.insert(0, {"role": "system", "content": request.system})
-    frozen = {"chat_template": dated(chat, date)} if date is not None and tells_date(tokenizer) else {}
-    try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **frozen)
-    except Exception as error:  # Jinja raises whatever the template's author chose
-        raise InputError(f"the chat template cannot render these messages: {' '.join(str(error).split())}") from error
+    text = render(messages, tokenizer, template=template, date=date)
     for message in messages:
         if message.get("content", "").strip() not in text:
             raise RefusedError(
@@ -93,9 +89,28 @@ def encode_request(
                 "this model's chat template drops it",
                 "put its text into the user turn",
             )
-    if template == "esr-reference":
-        text += _again(text, messages, tokenizer, frozen)
     return _nonempty(tokenizer(text + (request.prefix or ""), add_special_tokens=False)["input_ids"])
+
+
+def render(
+    messages: list[dict[str, str]], tokenizer: Any, *, template: str | None = None, date: str | None = None,
+    answered: bool = False,
+) -> str:  # fmt: skip
+    """The text that a conversation is sent as: the chat template, in its `template` variation, with generation prompt.
+
+    `answered`: the conversation ends with an answer, so without generation prompt or variation. `date` as in
+    `encode_request`. Raises InputError where the template cannot render it.
+    """
+    frozen = {"chat_template": dated(tokenizer.chat_template, date)} if date and tells_date(tokenizer) else {}
+    try:
+        text = str(
+            tokenizer.apply_chat_template(messages, add_generation_prompt=not answered, tokenize=False, **frozen)
+        )
+    except Exception as error:  # Jinja raises whatever the template's author chose
+        raise InputError(f"the chat template cannot render these messages: {' '.join(str(error).split())}") from error
+    if template == "esr-reference" and not answered:
+        text += _again(text, messages, tokenizer, frozen)
+    return text
 
 
 def _again(text: str, messages: list[dict[str, str]], tokenizer: Any, frozen: dict[str, str]) -> str:
