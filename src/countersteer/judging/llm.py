@@ -72,10 +72,10 @@ class LLMJudge:
         except CallFailed as error:
             return Grade("error", (), self.name, str(error))
         try:
-            data = parse.find_object(reply.text, NEEDED[self.rubric.name], stop=reply.stop)
+            data = self.caller.read(reply, NEEDED[self.rubric.name])
             return parse.attempts_grade(data, response, judge=self.name)
         except parse.Unreadable as error:
-            return Grade("unparsed", (), self.name, error.reason)
+            return Grade("unparsed", (), self.name, error.about(reply.text))
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,10 @@ class LLMRater:
         except CallFailed as error:
             return Rating("error", None, self.name, str(error))
         try:
-            data = parse.find_object(reply.text, NEEDED[self.rubric.name], stop=reply.stop)
+            data = self.caller.read(reply, NEEDED[self.rubric.name])
             return Rating(OK, self._value(data, values.get("response") or ""), self.name)
         except parse.Unreadable as error:
-            return Rating("unparsed", None, self.name, error.reason)
+            return Rating("unparsed", None, self.name, error.about(reply.text))
 
     def _value(self, data: dict[str, Any], response: str) -> parse.Score | parse.Episode | parse.Choice:
         if self.rubric.name == "episodes":
