@@ -48,9 +48,10 @@ def _writer(path: Path, *, log: bool) -> sqlite3.Connection:
         if log:
             try:
                 mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-                connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()  # the log's first use
+                connection.execute("BEGIN IMMEDIATE")  # the log's first use
+                connection.execute("ROLLBACK")
             except sqlite3.OperationalError as error:
-                if "disk is full" in str(error) or "readonly" in str(error) or str(error).endswith("is locked"):
+                if "disk is full" in str(error) or str(error).endswith("is locked"):
                     raise
                 raise _NoLog(str(error)) from error
             if mode != "wal":
