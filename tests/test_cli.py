@@ -25,7 +25,6 @@ from countersteer.store import Run, export
 from countersteer.studies import runner, spec
 
 
-
 def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
     """The names of all commands, groups opened."""
     if not getattr(command, "commands", None):

@@ -1,4 +1,4 @@
-"""A judge's server that is hostile or broken in ways no provider documents: every reply has a status, nothing falls over.
+"""A judge's server that is hostile or broken in ways no provider documents: each reply has a status, nothing falls over.
 
 What it says to a question is decided by the question's own first words (`CASE name.`).
 """
@@ -346,6 +346,23 @@ def test_no_secret_leaves_a_run_by_any_door(
         if file.is_file():
             said += file.read_bytes().decode("latin-1")
     assert KEY not in said and ESCAPED not in said
+
+
+@pytest.mark.parametrize("judge", ["offline", "openai/gpt-4o"])
+def test_a_file_with_half_a_surrogate_pair_is_graded(tmp_path: Path, judge: str) -> None:
+    file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    rows = [
+        {"prompt": "Wh\ud800y?", "response": "Fold it \ud800 flat. Press it."},
+        {"prompt": "How?", "response": "\x00So."},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with FakeOpenAI() as server:
+        server_of = [] if judge == "offline" else ["--base-url", server.url]
+        assert call(["grade", str(file), "--judge", judge, *server_of, "--out", str(out)]) == 0
+    made = [json.loads(line) for line in out.read_bytes().decode("utf-8", "surrogatepass").splitlines()]
+    assert [row["response"] for row in made] == [row["response"] for row in rows]
+    ends = [row["grade"]["attempts"][-1]["end"] for row in made]
+    assert ends == [len(row["response"]) for row in rows]
 
 
 def test_a_second_process_that_grades_into_the_same_file_is_refused(

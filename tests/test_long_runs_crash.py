@@ -336,6 +336,6 @@ def test_a_full_disk_leaves_no_half_written_export(tmp_path: Path, monkeypatch: 
     before = sorted(file.name for file in tmp_path.iterdir())
     with Run.open(tmp_path / "run") as run:
         for name, form in (("x.jsonl", "jsonl"), ("x.eval", "inspect")):
-            with pytest.raises(StoreError, match="cannot write .*No space left on device"):
+            with pytest.raises(StoreError, match=r"cannot write .*No space left on device"):
                 export(run, tmp_path / name, form=form, progress=full)
     assert sorted(file.name for file in tmp_path.iterdir()) == before

@@ -16,7 +16,7 @@ from countersteer.judging import attempts as patterns
 from countersteer.judging import parse
 from countersteer.judging.llm_calls import Caller, CallFailed, Question
 from countersteer.judging.llm_settings import JudgeSettings
-from countersteer.judging.rubrics import Rubric, load
+from countersteer.judging.rubrics import Rubric, load, sendable
 
 NEEDED = {
     "attempts": "attempts",
@@ -66,6 +66,7 @@ class LLMJudge:
         """
         if not response.strip():
             return Grade("no-attempt", (), self.name, "no words in the response")
+        response = sendable(response)
         asked = question(self.caller.settings, self.rubric, {"prompt": prompt, "response": response, "label": label})
         try:
             reply = await self.caller.ask(asked)
@@ -100,6 +101,7 @@ class LLMRater:
 
     async def rate(self, **values: str | None) -> Rating:
         """The rating of the rubric's fields (prompt, response, label, trait; first, second). Raises as `grade` does."""
+        response = sendable(values.get("response") or "")
         asked = question(self.caller.settings, self.rubric, values)
         try:
             reply = await self.caller.ask(asked)
@@ -107,7 +109,7 @@ class LLMRater:
             return Rating("error", None, self.name, str(error))
         try:
             data = self.caller.read(reply, NEEDED[self.rubric.name])
-            return Rating(OK, self._value(data, values.get("response") or ""), self.name)
+            return Rating(OK, self._value(data, response), self.name)
         except parse.Unreadable as error:
             return Rating("unparsed", None, self.name, error.about(reply.text))
 

@@ -46,7 +46,7 @@ class AgainError(Exception):
 
 
 def classify(error: BaseException, model: Any, seen: list[Any]) -> Failure:
-    """Sort an error of Inspect or a provider's client, with the wait it asks for. `seen`: the responses it came from."""
+    """Sort an error of Inspect or a provider's client, with the wait it asks for. `seen`: its responses."""
     much = next((link for link in _chain(error) if isinstance(link, TooMuchError)), None)
     if much is not None:
         return Failure(much, "bad", None, None, billed=True, said=str(much))

@@ -28,7 +28,7 @@ _LEAST = 6
 def _plain(match: re.Match[str]) -> str:
     """A letter or digit that JSON did not need to escape, as itself: a secret may be written in escapes."""
     letter = chr(int(match[1], 16)) if match[1] else ""
-    return letter if letter.isalnum() or letter in ("-", "_", ".") and letter else match[0]
+    return letter if letter and (letter.isalnum() or letter in "-_.") else match[0]
 
 
 @dataclass(frozen=True)

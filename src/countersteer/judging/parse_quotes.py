@@ -1,8 +1,8 @@
 """From a judge's quotation to character offsets in the text it quotes.
 
 Judges copy with small changes: other white space, curly quotes, dropped markdown, dashes, letter case, accents
-composed or not, and a long passage shortened by an ellipsis. Both texts are brought to one plain form with a map back to the original characters.
-If a quotation is not found whole, its beginning is looked for; what cannot be found is reported, never guessed.
+composed or not, and a long passage shortened by an ellipsis. Both texts are brought to one plain form with a map back
+to the original characters. If a quotation is not found whole, its beginning is looked for; what cannot be found is reported, never guessed.
 """
 
 from __future__ import annotations

@@ -39,9 +39,7 @@ async def mark_episodes(
     if not found:
         raise InputError(f"{run.folder} has no response of two attempts of which the second is better")
     chosen = [found[i] for i in sorted(rng(seed, "episodes").permutation(len(found))[:size])]
-    language = LanguageJudge(
-        judge_named(judge, base_url=base_url), options or JudgeOptions(), run, spent or quiet
-    )
+    language = LanguageJudge(judge_named(judge, base_url=base_url), options or JudgeOptions(), run, spent or quiet)
     try:
         from countersteer.judging.llm import LLMRater
 
