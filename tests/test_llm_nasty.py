@@ -1,4 +1,4 @@
-"""A judge's server that is hostile or broken in ways no provider documents: each reply has a status, nothing falls over.
+"""A judge's server that is hostile or broken in ways no provider documents: each reply has a status, nothing fails.
 
 What it says to a question is decided by the question's own first words (`CASE name.`).
 """

@@ -2,7 +2,8 @@
 
 Judges copy with small changes: other white space, curly quotes, dropped markdown, dashes, letter case, accents
 composed or not, and a long passage shortened by an ellipsis. Both texts are brought to one plain form with a map back
-to the original characters. If a quotation is not found whole, its beginning is looked for; what cannot be found is reported, never guessed.
+to the original characters. If a quotation is not found whole, its beginning is looked for; what cannot be found is
+reported, never guessed.
 """
 
 from __future__ import annotations

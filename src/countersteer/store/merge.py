@@ -36,8 +36,8 @@ def merge(
 ) -> dict[str, Any]:  # fmt: skip
     """Merge runs into a new one in `out`; returns {"run", "shards", "responses", "grades", "missing", "finished"}.
 
-    `progress(done, total)`: shards put in. Raises InputError, RunRefusedError (shards that do not belong together, `out` in use),
-    StoreError.
+    `progress(done, total)`: shards put in. Raises InputError, RunRefusedError (shards that do not belong
+    together, `out` in use), StoreError.
     """
     folders = [Path(shard) for shard in shards]
     if len(folders) < 2:
