@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -14,16 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 import studies_world as world
 from countersteer.cli import call
+from countersteer.cli.app import app
 from countersteer.core.errors import InputError, StoreError
 from countersteer.store import Run, export
 from countersteer.studies import runner, spec
 
-COMMANDS = (
-    "demo", "plan", "run", "report", "export", "grade", "doctor", "organism train", "organism evaluate", "sae fetch"
-)  # fmt: skip
+
+def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """The names of all commands, groups opened."""
+    if not getattr(command, "commands", None):
+        yield " ".join(path)
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, (*path, name))
+
+
+COMMANDS = tuple(commands(typer.main.get_command(app)))
 MAIN = "from countersteer.cli import main; main()"
 ORGANISM = """[study]
 model = "organism"
@@ -77,6 +87,17 @@ def child(*arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:
 def test_every_command_has_help_with_an_example_and_json(capsys: pytest.CaptureFixture[str], command: str) -> None:
     code, out, _ = said(capsys, *command.split(), "--help")
     assert code == 0 and f"Example: countersteer {command}" in " ".join(out.split()) and "--json" in out
+
+
+def test_every_command_has_a_row_in_the_documentation() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "cli.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    first = [row.replace("\\|", "/").split("|")[1] for row in rows]
+    assert len(COMMANDS) > 25
+    for command in COMMANDS:
+        group, _, name = command.partition(" ")
+        words = [cell for cell in first if re.search(rf"`{group}\b", cell)]
+        assert words and (not name or any(re.search(rf"\b{name}\b", cell) for cell in words)), command
 
 
 def test_help_costs_little_more_cpu_than_the_library_it_is_written_with() -> None:
@@ -214,10 +235,12 @@ def test_plan_says_what_a_study_takes(capsys: pytest.CaptureFixture[str], tmp_pa
     }  # fmt: skip
     certain = 2 * data["prompts"] + 25 * 4 + 3 * each
     assert data["generations_certain"] == certain
-    assert data["tokens_at_most"] == (certain + 4 * each) * 64
+    assert data["tokens_at_most"] == (certain + 4 * each) * 64 == sum(data["tokens"].values())
+    assert data["tokens"]["trials base"] == each * 64 and data["tokens"].keys() == data["generations"].keys()
     assert [d["base_rate"] for d in data["detectable"]] == [0.01, 0.05, 0.2]
     code, out, _ = said(capsys, "plan", written(tmp_path))
     assert code == 0 and "16 trials in each of 3 arms" in out
+    assert re.search(rf"trials base +{each} +{each * 64:,}\n", out)
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +321,7 @@ def test_read_only_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     path = written(tmp_path)
     for folder in (tmp_path, *tmp_path.parents[:2]):
         os.chmod(folder, 0o755)
+    "".encode("utf-8-sig")  # what is imported later may not be readable any more
     os.seteuid(65534)
     try:
         assert "Permission denied" in error_of(capsys, "run", path, "--out", tmp_path / "run")

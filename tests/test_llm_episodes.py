@@ -32,7 +32,10 @@ def done(tmp_path: Path) -> Path:
 def test_boundaries_are_marked_once_and_used_by_the_trace_which_is_exported(
     done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = trace_run(done, latents="1,3", tools=lambda _: world.tools(tmp_path / "sae"))
+    read: list[tuple[int, int]] = []
+    tools, progress = (lambda _: world.tools(tmp_path / "sae")), lambda *at: read.append(at)
+    before = trace_run(done, latents="1,3", tools=tools, progress=progress)
+    assert read == sorted(read) and read[-1] == (before["episodes"] + before["matched"] + before["baseline"],) * 2
     assert before["boundaries"] == {"judge": None, "episodes": 0} and before["episodes"] > 0
     with FakeOpenAI() as server:
         argv = ["judge", str(done), "--judge", MODEL, "--rubric", "episodes", "--base-url", server.url, "--json"]
@@ -55,7 +58,7 @@ def test_boundaries_are_marked_once_and_used_by_the_trace_which_is_exported(
         capsys.readouterr()
         judge_run(done, MODEL, rubric="episodes", base_url=server.url)
         assert server.requests == requests, "what is marked is not paid for again"
-    after = trace_run(done, latents="1,3", tools=lambda _: world.tools(tmp_path / "sae"))
+    after = trace_run(done, latents="1,3", tools=tools)
     assert after["boundaries"] == {"judge": made["judge"], "episodes": len(texts)}
     with Run.open(done) as run:
         export_inspect(run, tmp_path / "x.eval")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -106,9 +107,12 @@ def test_no_attempt_is_a_status() -> None:
 
 def test_numbers_written_as_text_are_read_and_others_refused() -> None:
     assert parse.number("85/100", "x") == 85.0 and parse.number(" 7.5 ", "x") == 7.5
-    for bad in ("8 or 9", "high", None, [5], {"a": 1}):
+    assert parse.number("8/10", "x", top=10.0) == 8.0 and parse.number("85%", "x") == 85.0
+    for bad in ("8 or 9", "high", None, [5], {"a": 1}, "8/10", "85/1000", 10**400, -(10**400), float("nan"), "9" * 400):
         with pytest.raises(parse.Unreadable):
             parse.number(bad, "x")
+    with pytest.raises(parse.Unreadable, match="another scale than 0 to 10"):
+        parse.number("50%", "x", top=10.0)
 
 
 def test_recovery_needs_its_kind_and_episodes_their_order() -> None:
@@ -153,6 +157,25 @@ def test_a_quotation_that_agrees_only_in_its_beginning_is_loose_and_a_short_one_
     found = text.find("Heat the iron on the cotton setting while humming")
     assert found is not None and not found.exact and found.start == 0
     assert text.find("Heat the kettle") is None
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+def test_a_quotation_is_found_in_any_unicode_form(form: str) -> None:
+    text = "Pre\u0301pare le caf\u00e9. \ufb01nally, \u1e69erve \uff21\uff22 \u00bd cup. \uac00\ub098\ub2e4 end."
+    for start, end in ((0, 15), (text.index("\ufb01"), len(text)), (text.index("\uff21"), len(text))):
+        found = Quoted(text).find(unicodedata.normalize(form, text[start:end]))
+        assert found is not None and (found.start, found.exact) == (start, True), (form, start)
+        assert found.end >= end - 1
+
+
+def test_a_secret_in_json_escapes_is_found_and_other_escapes_stay() -> None:
+    redact = Redactor.of({"MY_KEY": "abc-123456"})
+    assert redact("x \\u0061\\u0062c-12345\\u0036 y") == "x [MY_KEY] y"
+    kept = '{"a": "\\u0022\\u005c\\u000a \\\\u0061 \\u00e9 \\u4e00"}'
+    assert redact(kept) == kept and json.loads(redact(kept)) == json.loads(kept)
+    assert json.loads(redact('{"a": "\\u0041\\u002d"}')) == {"a": "A-"}
+    assert redact("\ud800") == "?" and redact.line("a\x1b[31m\nb\x07") == "a?[31m b?"
+    assert redact("see http://me:hunter2@host/x") == "see http://[redacted]@host/x"
 
 
 def test_rubrics_keep_the_text_from_closing_its_block_and_from_being_expanded() -> None:

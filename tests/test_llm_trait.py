@@ -149,7 +149,7 @@ def test_coherence_falls_for_shuffled_words_and_for_another_subject(engine: Any)
         for kind, found in zip((fresh, mixed, moved), measured, strict=True)
     ]
     own, broken, other = scores
-    assert sum(own) / len(own) >= 80
+    assert sum(own) / len(own) >= 80 and sum(broken) / len(broken) <= 15 and sum(other) / len(other) <= 15
     assert sum(a > b for a, b in zip(own, broken, strict=True)) >= len(rows) - 1
     assert sum(a > b for a, b in zip(own, other, strict=True)) >= len(rows) - 1
     assert judge.score("How do I fly?", "Fly.", -1.0).score is None

@@ -302,3 +302,40 @@ def test_a_file_system_without_a_working_log_gets_a_rollback_journal_under_an_ex
     with runner.run_study(loaded, tmp_path / "whole", tools=lambda _: world.tools(tmp_path / "sae")):
         pass
     assert exported(out, tmp_path / "a") == exported(tmp_path / "whole", tmp_path / "b")
+
+
+def test_where_shared_memory_does_not_work_the_journal_is_used_whatever_the_mount_table_says(tmp_path: Path) -> None:
+    """A folder in the place of the log's shared memory, so that SQLite cannot open it."""
+    path = world.study(tmp_path, arms=ARMS)
+    loaded = spec.load(path)
+    out = tmp_path / "run"
+    (out / "run.db-shm").mkdir(parents=True)
+    with runner.run_study(loaded, out, tools=lambda _: world.tools(tmp_path / "sae")) as run:
+        assert run.finished
+    with Run.open(out, write=True) as run, pytest.raises(sqlite3.OperationalError, match="locked"):
+        run.set_facts(held=True)
+        with closing(sqlite3.connect(out / "run.db", timeout=0)) as other:
+            other.execute("SELECT * FROM facts").fetchall()
+    (out / "run.db-shm").rmdir()
+    with closing(sqlite3.connect(out / "run.db")) as db:
+        assert db.execute("PRAGMA journal_mode").fetchone()[0] == "delete"
+    with runner.run_study(loaded, tmp_path / "whole", tools=lambda _: world.tools(tmp_path / "sae")):
+        pass
+    assert exported(out, tmp_path / "a") == exported(tmp_path / "whole", tmp_path / "b")
+
+
+def test_a_full_disk_leaves_no_half_written_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = world.study(tmp_path, arms=ARMS)
+    with runner.run_study(spec.load(path), tmp_path / "run", tools=lambda _: world.tools(tmp_path / "sae")):
+        pass
+
+    def full(done: int, total: int) -> None:
+        if done == 5:
+            raise OSError(28, "No space left on device")
+
+    before = sorted(file.name for file in tmp_path.iterdir())
+    with Run.open(tmp_path / "run") as run:
+        for name, form in (("x.jsonl", "jsonl"), ("x.eval", "inspect")):
+            with pytest.raises(StoreError, match=r"cannot write .*No space left on device"):
+                export(run, tmp_path / name, form=form, progress=full)
+    assert sorted(file.name for file in tmp_path.iterdir()) == before

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import studies_world as world
+from countersteer.cli import call
 from countersteer.core.errors import InputError
-from countersteer.store import Run, RunRefusedError
+from countersteer.store import Run, RunRefusedError, export
 from countersteer.store.export_inspect import SCORERS, export_inspect
 from countersteer.store.export_parquet import COLUMNS, export_parquet
 from countersteer.store.merge import merge
@@ -150,8 +151,6 @@ def shard(done: Path, folder: Path, keep: int, of: int) -> Path:
 
 
 def exported(folder: Path, out: Path) -> str:
-    from countersteer.store import export
-
     with Run.open(folder) as run:
         export(run, out)
     return out.read_text()
@@ -246,3 +245,32 @@ def test_runs_that_do_not_belong_together_are_refused(done: Path, tmp_path: Path
         merge([done], tmp_path / "x")
     with pytest.raises(InputError, match="given twice"):
         merge([done, done], tmp_path / "x")
+
+
+def test_exports_and_merges_say_how_far_they_are(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Run.open(done) as run:
+        total = sum(run.trial_counts().values())
+        for form, name in (("jsonl", "x.jsonl"), ("parquet", "x.parquet"), ("inspect", "x.eval")):
+            seen: list[tuple[int, int]] = []
+            export(run, tmp_path / name, form=form, progress=lambda *at, seen=seen: seen.append(at))
+            assert seen == sorted(seen) and seen[-1] == (total, total), form
+    shards = [shard(done, tmp_path / f"shard{i}", i, 3) for i in range(3)]
+    monkeypatch.setattr("countersteer.cli.progress._EVERY", 0.0)
+    assert call(["merge", *map(str, shards), "--out", str(tmp_path / "whole"), "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["finished"] and "merging: 3/3" in said.err
+    assert call(["export", str(done), "--out", str(tmp_path / "y.jsonl"), "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["trials"] == total and f"exporting: {total}/{total}" in said.err
+
+
+def test_an_exported_gap_says_why(done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done, tmp_path / "run")
+    with sqlite3.connect(tmp_path / "run" / "run.db") as db:
+        key = db.execute("SELECT key FROM trials WHERE arm = 'base' ORDER BY ordinal").fetchone()[0]
+        db.execute("UPDATE completions SET status = 'error', reason = 'out of memory' WHERE key = ?", (key,))
+    rows = [json.loads(line) for line in exported(tmp_path / "run", tmp_path / "x").splitlines()]
+    assert {row["reason"] for row in rows if row["status"] == "error"} == {"out of memory"}
+    assert all("reason" not in row for row in rows if row["status"] == "ok")

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import signal
 import sqlite3
+import sys
+import time
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -218,6 +223,7 @@ def test_plan_prices_every_arm_before_anything_is_paid(tmp_path: Path, capsys: p
         with run(path, tmp_path / "run") as done:
             spent = done.judging()
         trials = sum(row["calls"] for name, row in planned["stages"].items())
+        assert 0 < planned["stages"]["trials base"]["usd"] < planned["stages"]["trials base"]["usd_at_most"]
         assert spent["requests"] <= trials and 0 < spent["usd"] <= planned["usd_at_most"]
         assert call(["plan", str(path)]) == 0
         said = capsys.readouterr().out
@@ -235,3 +241,41 @@ def test_the_study_file_in_the_run_names_its_judge(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "run" / "run.db") as db:
         dumped = "\n".join(db.iterdump())
     assert KEY not in dumped and "sk-test" not in dumped
+
+
+@pytest.mark.slow
+def test_twelve_kills_while_a_model_judges_lose_no_money_and_grade_nothing_twice(tmp_path: Path) -> None:
+    """What was under way when the process died is asked again, and both times are counted; nothing else is."""
+    with FakeOpenAI(delay=0.15, content=0.2) as server:
+        path = study(tmp_path, server)
+        with run(path, tmp_path / "whole"):
+            pass
+        server.answered.clear()
+        server.requests, server.billed = 0, 0.0
+        how: dict[str, Any] = {"max_cost": 5.0, "connections": 2}
+        draw, kills = random.Random(3), 0
+        for _ in range(12):
+            sys.stdout.flush()
+            child = os.fork()
+            if child == 0:
+                try:
+                    run(path, tmp_path / "run", options=how).close()
+                finally:
+                    os._exit(0)
+            before, until = server.requests, time.monotonic() + 60
+            while server.requests == before and time.monotonic() < until:
+                time.sleep(0.005)
+            time.sleep(draw.uniform(0, 0.4))
+            os.kill(child, signal.SIGKILL)
+            kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+            with Run.open(tmp_path / "run") as stopped:
+                used = stopped.judging()
+                assert server.requests <= used["requests"], "entered before it leaves"
+                assert server.billed <= used["usd"] <= 5.0
+        assert kills >= 8, "it finished before it was killed: judge more slowly"
+        with run(path, tmp_path / "run", options=how) as done:
+            assert done.finished
+            again = sum(server.answered.values()) - len(server.answered)
+            assert again <= 2 * kills, "only what was under way"
+            assert done.judging()["usd"] >= server.billed
+    assert exported(tmp_path / "run", tmp_path / "a") == exported(tmp_path / "whole", tmp_path / "b")

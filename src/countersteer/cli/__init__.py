@@ -75,5 +75,8 @@ def _usage(error: Any) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    """Say what failed, in one line, whatever an engine, a server or a provider put into it."""
+    from countersteer.judging.llm_redact import Redactor
+
+    sys.stderr.write(f"error: {Redactor.of().line(message, limit=4_000)}\n")
     return code

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from countersteer.cli.judging import Prices
+from countersteer.cli import judging
 from countersteer.cli.output import Json, emit, say, table
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
@@ -67,9 +67,12 @@ def trace(
 
     Example: countersteer trace runs/full --latents detectors
     """
+    from countersteer.cli.progress import watch
     from countersteer.studies.read_again import trace_run
 
-    found = trace_run(run, latents=latents, arm=arm, most=most)
+    with watch() as bars:
+        bars.stage("reading episodes", None)
+        found = trace_run(run, latents=latents, arm=arm, most=most, progress=bars.progress)
     rows = [("latent", "n", "off topic", "after", "d", "p (Holm)", "label")]
     for row in found["latents"]:
         before, after, d, p = (_num(row[k]) for k in ("before", "after", "cohen_d", "p_holm"))
@@ -87,8 +90,14 @@ def judge(
     by: Annotated[str, typer.Option("--judge", help="offline, PROVIDER/NAME, or a name for --labels.")],
     sample: Annotated[int, typer.Option("--sample", min=1, help="Responses to judge again, at most.")] = 1000,
     labels: Annotated[Path | None, typer.Option("--labels", help="CSV with arm, ordinal, scores, by people.")] = None,
-    max_cost: Annotated[float | None, typer.Option("--max-cost", help="USD that all requests may cost.")] = None,
-    prices: Prices = None,
+    max_cost: judging.MaxCost = None,
+    prices: judging.Prices = None,
+    judge_connections: judging.Connections = 16,
+    judge_rpm: judging.PerMinute = None,
+    judge_tpm: judging.TokensPerMinute = None,
+    judge_batch: judging.Batch = False,
+    judge_batch_size: judging.BatchSize = None,
+    judge_cache: judging.Cache = None,
     base_url: Annotated[str | None, typer.Option("--base-url", help="Server of the judge's model.")] = None,
     rubric: Annotated[
         str, typer.Option("--rubric", help='"attempts"; "recovery" rates whole responses; "episodes" marks boundaries.')
@@ -104,10 +113,12 @@ def judge(
     from countersteer.store import Run
     from countersteer.studies.read_again import judge_run
 
+    how = judging.options(max_cost=max_cost, prices=prices, connections=judge_connections, rpm=judge_rpm, tpm=judge_tpm,
+                          batch=judge_batch, batch_size=judge_batch_size, cache=judge_cache)  # fmt: skip
     with watch() as bars:
         bars.stage("judging", None)
-        made = judge_run(run, by, sample=sample, labels=labels, max_cost=max_cost, prices=prices, base_url=base_url,
-                         rubric=rubric, progress=bars.progress)  # fmt: skip
+        made = judge_run(run, by, sample=sample, labels=labels, options=how, base_url=base_url, rubric=rubric,
+                         progress=bars.progress, spent=bars.spent)  # fmt: skip
     if rubric == "recovery":
         kinds = ", ".join(f"{count} {kind}" for kind, count in made["kinds"].items())
         said = (

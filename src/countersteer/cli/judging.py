@@ -118,9 +118,12 @@ def merge(
 
     Example: countersteer merge shard1 shard2 --out runs/whole
     """
+    from countersteer.cli.progress import watch
     from countersteer.store.merge import merge as put_together
 
-    result = put_together(runs, out)
+    with watch() as bars:
+        bars.stage("merging", len(runs))
+        result = put_together(runs, out, progress=bars.progress)
     state = "finished" if result["finished"] else f"{result['missing']} trials are missing"
     text = f"{result['shards']} shards merged into {out}: {result['responses']} responses, {state}"
     emit(result, as_json=as_json, text=text)

@@ -53,6 +53,7 @@ def export(
 
     Example: countersteer export runs/demo --format inspect --out demo.eval
     """
+    from countersteer.cli.progress import watch
     from countersteer.store import Run
     from countersteer.store import export as write
     from countersteer.store.export import lines
@@ -64,5 +65,7 @@ def export(
             for line in lines(opened):
                 typer.echo(line)
             return
-        count = write(opened, out, form=form)
+        with watch() as bars:
+            bars.stage("exporting", sum(opened.trial_counts().values()))
+            count = write(opened, out, form=form, progress=bars.progress)
     emit({"out": str(out), "format": form, "trials": count}, as_json=as_json, text=f"{count} trials written to {out}")

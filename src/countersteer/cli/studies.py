@@ -132,12 +132,12 @@ def _detectable(loaded: Spec, cost: dict[str, Any], base_rate: float) -> dict[st
 
 
 def _plan_text(loaded: Spec, data: dict[str, Any]) -> str:
-    stages = [(name, f"{count:,}") for name, count in data["generations"].items()]
+    counts, tokens = data["generations"], data["tokens"]
+    stages = [(name, f"{count:,}", f"{tokens[name]:,}") for name, count in counts.items()]
     lines = [
         f"{loaded.name}: {data['latents']} latents x {data['per_latent']} prompts (of {data['prompts']})"
         f" = {data['trials_per_arm']} trials in each of {len(data['arms'])} arms; contrasts against {loaded.base}",
-        "generations",
-        table([*stages, ("certain", f"{data['generations_certain']:,}")]),
+        table([("", "generations", "tokens, at most"), *stages, ("certain", f"{data['generations_certain']:,}", "")]),
         f"generated tokens, at most: {data['tokens_at_most']:,}",
     ]
     if data["judge"] is not None:

@@ -16,7 +16,7 @@ from countersteer.judging import attempts as patterns
 from countersteer.judging import parse
 from countersteer.judging.llm_calls import Caller, CallFailed, Question
 from countersteer.judging.llm_settings import JudgeSettings
-from countersteer.judging.rubrics import Rubric, load
+from countersteer.judging.rubrics import Rubric, load, sendable
 
 NEEDED = {
     "attempts": "attempts",
@@ -66,16 +66,17 @@ class LLMJudge:
         """
         if not response.strip():
             return Grade("no-attempt", (), self.name, "no words in the response")
+        response = sendable(response)
         asked = question(self.caller.settings, self.rubric, {"prompt": prompt, "response": response, "label": label})
         try:
             reply = await self.caller.ask(asked)
         except CallFailed as error:
             return Grade("error", (), self.name, str(error))
         try:
-            data = parse.find_object(reply.text, NEEDED[self.rubric.name], stop=reply.stop)
+            data = self.caller.read(reply, NEEDED[self.rubric.name])
             return parse.attempts_grade(data, response, judge=self.name)
         except parse.Unreadable as error:
-            return Grade("unparsed", (), self.name, error.reason)
+            return Grade("unparsed", (), self.name, error.about(reply.text))
 
 
 @dataclass(frozen=True)
@@ -100,16 +101,17 @@ class LLMRater:
 
     async def rate(self, **values: str | None) -> Rating:
         """The rating of the rubric's fields (prompt, response, label, trait; first, second). Raises as `grade` does."""
+        response = sendable(values.get("response") or "")
         asked = question(self.caller.settings, self.rubric, values)
         try:
             reply = await self.caller.ask(asked)
         except CallFailed as error:
             return Rating("error", None, self.name, str(error))
         try:
-            data = parse.find_object(reply.text, NEEDED[self.rubric.name], stop=reply.stop)
-            return Rating(OK, self._value(data, values.get("response") or ""), self.name)
+            data = self.caller.read(reply, NEEDED[self.rubric.name])
+            return Rating(OK, self._value(data, response), self.name)
         except parse.Unreadable as error:
-            return Rating("unparsed", None, self.name, error.reason)
+            return Rating("unparsed", None, self.name, error.about(reply.text))
 
     def _value(self, data: dict[str, Any], response: str) -> parse.Score | parse.Episode | parse.Choice:
         if self.rubric.name == "episodes":

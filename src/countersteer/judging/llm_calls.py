@@ -23,7 +23,8 @@ from countersteer.judging.llm_faults import AgainError, Failure, classify, root
 from countersteer.judging.llm_model import Configs, load_model
 from countersteer.judging.llm_redact import Redactor
 from countersteer.judging.llm_settings import JudgeSettings
-from countersteer.judging.parse import bounded
+from countersteer.judging.llm_wire import SEEN
+from countersteer.judging.parse import bounded, find_object
 
 log = logging.getLogger(__name__)
 _LONGEST_WAIT = 600.0
@@ -32,6 +33,8 @@ _SAID_WAIT = 10.0
 _SCHEMA_OVERHEAD = 256
 _REJECTED = 5
 """So many different questions rejected, and none ever answered: the judge takes none of them."""
+_MOST_TOKENS = 10**9
+"""No call has more tokens: a server that says so, or fewer than none, has not said what the call cost."""
 _ELSEWHERE = 0.2
 """Seconds between looks at a question that another process is asking."""
 
@@ -104,6 +107,7 @@ class Caller:
         self._ever_answered = ledger.answered()
         self._rejected: set[str] = set()
         self._refused: JudgeRefusedError | None = None
+        self._told: set[str] = set()
         self._structured: bool | None = None if settings.structured else False
         self._model = load_model(settings, self._redact)
         self._worker = BatchWorker(self._redact) if settings.batch else None
@@ -205,6 +209,8 @@ class Caller:
             raise
         worker = self._worker
         self._sent.add(question.key)
+        seen: list[Any] = []
+        SEEN.set(seen)
         try:
             output = await self._generate(question, structured)
         except asyncio.CancelledError:
@@ -213,7 +219,8 @@ class Caller:
             raise
         except Exception as error:
             self._renew(worker)
-            raise self._failure(error, question.key, number, worst, structured=structured, probe=probe) from None
+            failed = classify(error, self._model, seen)
+            raise self._failure(failed, error, question.key, number, worst, structured, probe) from None
         finally:
             self._sent.discard(question.key)
         reply = self._reply(output, worst)
@@ -253,10 +260,15 @@ class Caller:
             raise output
         return output
 
+    def read(self, reply: Reply, need: str) -> dict[str, Any]:
+        """The JSON object with the key `need` in a reply, without secrets. Raises parse.Unreadable."""
+        return dict(self._redact.data(find_object(reply.text, need, stop=reply.stop)))
+
     def _reply(self, output: Any, worst: float) -> Reply:
         usage = output.usage
         text = self._redact(output.completion or "")
-        if usage is None:  # not told what it cost: count the most it can have cost
+        self._answers_as(str(output.model or ""))
+        if usage is None or not _possible(usage):  # not told what it cost: count the most it can have cost
             return Reply(bounded(text), _stop(output), 0, 0, 0, None if self.price is None else worst)
         cached = usage.input_tokens_cache_read or 0
         fresh = usage.input_tokens + (usage.input_tokens_cache_write or 0)
@@ -264,7 +276,25 @@ class Caller:
         if self.price is not None:
             written = 1.25 if usage.input_tokens_cache_write else 1.0
             cost = self.price.cost(input=round(fresh * written), output=usage.output_tokens, cached=cached)
+            self._check_cost(cost, worst)
         return Reply(bounded(text), _stop(output), fresh, usage.output_tokens, cached, cost)
+
+    def _check_cost(self, cost: float, worst: float) -> None:
+        """Say once that the server bills more than a call can cost, by its tokens and the price table."""
+        if cost > worst * (1 + 1e-9) and "dear" not in self._told:
+            self._told.add("dear")
+            log.warning(
+                "%s bills a call with %.4f USD that can cost %.4f at most (thinking beyond max_tokens?); a cost cap may"
+                " be passed by the difference",
+                self.settings.model, cost, worst,
+            )  # fmt: skip
+
+    def _answers_as(self, name: str) -> None:
+        """Say once that another model answers than was asked."""
+        asked, given = self.settings.model.lower(), self._redact(name).lower()
+        if given and "other" not in self._told and asked.rpartition("/")[2] not in given and given not in asked:
+            self._told.add("other")
+            log.warning("%s was asked, and %s answers", self.settings.model, given[:100])
 
     def _end(self, number: int, state: str, worst: float, cost: float, reason: str) -> None:
         self.budget.settle(worst, cost)
@@ -272,12 +302,11 @@ class Caller:
         self._tell()
 
     def _failure(
-        self, error: Exception, key: str, number: int, worst: float, *, structured: bool, probe: bool
+        self, found: Failure, error: Exception, key: str, number: int, worst: float, structured: bool, probe: bool
     ) -> Exception:  # fmt: skip
         """Settle a failed request and say what its failure means."""
-        found = classify(error, self._model)
-        reason, first = self._redact.one_line(found.error), self._redact(root(error))
-        reason = f"{reason} ({first})"[:500] if first else reason
+        reason, first = self._redact.one_line(found.error), self._redact.line(root(error))
+        reason = self._redact.line(found.said) or (f"{reason} ({first})"[:500] if first else reason)
         self._end(number, "lost" if found.billed else "refused", worst, worst if found.billed else 0.0, reason)
         log.debug("judge request %d failed: %s", number, reason)
         if self._takes_none(found, key, structured):
@@ -311,6 +340,12 @@ class Caller:
     def _tell(self) -> None:
         if self._spent is not None:
             self._spent(self.budget.spent, self.budget.cap)
+
+
+def _possible(usage: Any) -> bool:
+    """Whether a call can have used so many tokens."""
+    counts = (usage.input_tokens, usage.output_tokens, usage.input_tokens_cache_read, usage.input_tokens_cache_write)
+    return all(count is None or 0 <= count <= _MOST_TOKENS for count in counts)
 
 
 def _stop(output: Any) -> str:

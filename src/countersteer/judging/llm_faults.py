@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from countersteer.judging.llm_wire import TooMuchError, told
 
 _UNSENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "InvalidURL", "ProxyError",
                      "ClientConnectorError", "ClientConnectorDNSError", "EndpointConnectionError"})  # fmt: skip
@@ -22,7 +24,8 @@ class Failure:
     """What a failed request means.
 
     `kind`: rate, transient or bad. `status`: HTTP status, None without an answer. `billed`: whether it may be billed.
-    `wait`: seconds that the provider asks for. `fatal`: every other request would fail the same way.
+    `wait`: seconds that the provider asks for. `fatal`: every other request would fail the same way. `said`: what the
+    server sent instead of a reply, in words; empty where the error says it.
     """
 
     error: BaseException
@@ -31,6 +34,7 @@ class Failure:
     wait: float | None
     billed: bool
     fatal: bool = False
+    said: str = ""
 
 
 class AgainError(Exception):
@@ -41,8 +45,23 @@ class AgainError(Exception):
         self.reason, self.wait, self.everyone, self.plain = reason, wait, everyone, plain
 
 
-def classify(error: BaseException, model: Any) -> Failure:
-    """Sort an error of Inspect or a provider's client, with the wait it asks for."""
+def classify(error: BaseException, model: Any, seen: list[Any]) -> Failure:
+    """Sort an error of Inspect or a provider's client, with the wait it asks for. `seen`: its responses."""
+    much = next((link for link in _chain(error) if isinstance(link, TooMuchError)), None)
+    if much is not None:
+        return Failure(much, "bad", None, None, billed=True, said=str(much))
+    found = _sorted(error, model)
+    status, said = told(seen) if found.status is None else (None, "")
+    if not said:
+        return found
+    if status is None:
+        return replace(found, said=said)
+    kind = "rate" if status == 429 else "transient" if status >= 500 or status in (408, 409, 425) else "bad"
+    return replace(found, kind=kind, status=status, billed=False, fatal=status == 401, said=said)
+
+
+def _sorted(error: BaseException, model: Any) -> Failure:
+    """An error by itself."""
     inner = error
     last = getattr(error, "last_attempt", None)
     if last is not None and last.exception() is not None:

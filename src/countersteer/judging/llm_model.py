@@ -13,6 +13,7 @@ from typing import Any
 from countersteer.core.errors import InputError
 from countersteer.judging.llm_redact import Redactor
 from countersteer.judging.llm_settings import JudgeSettings
+from countersteer.judging.llm_wire import watch
 
 
 def load_model(settings: JudgeSettings, redact: Redactor) -> Any:
@@ -41,6 +42,7 @@ def load_model(settings: JudgeSettings, redact: Redactor) -> Any:
     client: Any = getattr(model.api, "client", None)
     if hasattr(client, "max_retries"):
         client.max_retries = 0
+    watch(model)
     return model
 
 

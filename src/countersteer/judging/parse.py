@@ -7,7 +7,6 @@ codes: empty, refusal, truncated, no-json, wrong-type, out-of-range, not-in-text
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from countersteer.judging import attempts as patterns
 from countersteer.judging.degraded import degraded
 from countersteer.judging.parse_quotes import Quoted
 
-VERSION = 1
+VERSION = 2
 """Changes whenever the same reply may be read differently."""
 
 MAX_RAW = 16_000
@@ -31,7 +30,9 @@ _REFUSAL = re.compile(
 )
 _OPENS = re.compile(r"[{\[]")
 _MAX_TRIES = 1_000
-_NUMBER = re.compile(r"\s*(\d{1,4}(?:\.\d+)?)\s*(?:/\s*\d+\s*)?%?\s*")
+_NUMBER = re.compile(r"\s*(\d{1,4}(?:\.\d+)?)\s*(?:(/)\s*(\d{1,4})|(%))?\s*")
+_SHOWN = ("refusal", "truncated", "no-json")
+"""Codes of replies that are shown by their beginning: their reason does not say what stood there."""
 
 
 class Unreadable(Exception):
@@ -45,6 +46,11 @@ class Unreadable(Exception):
     def reason(self) -> str:
         """Code and message, as a grade stores them."""
         return f"{self.code}: {self}"
+
+    def about(self, reply: str) -> str:
+        """The reason, with how the reply begins where that says more."""
+        begins = " ".join(reply.split())[:120]
+        return f"{self.reason}; it begins {begins!r}" if self.code in _SHOWN and begins else self.reason
 
 
 @dataclass(frozen=True)
@@ -117,13 +123,19 @@ def find_object(reply: str, need: str, *, stop: str = "stop") -> dict[str, Any]:
 
 
 def number(value: Any, what: str, *, top: float = 100.0) -> float:
-    """A score in [0, top] from a number, or a text that is nothing but one. Raises Unreadable."""
+    """A score in [0, top] from a number, or a text that is nothing but one. Raises Unreadable.
+
+    "85/100" and "85%" are 85 where the top is 100; "8/10" is not, since it would be another scale.
+    """
     if isinstance(value, str) and (match := _NUMBER.fullmatch(value)):
+        if (match[2] and float(match[3]) != top) or (match[4] and top != 100.0):
+            raise Unreadable("out-of-range", f"{what} is {_short(value)}, which is on another scale than 0 to {top:g}")
         value = float(match[1])
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Unreadable("wrong-type", f"{what} is {_short(value)}, not a number")
-    if not math.isfinite(value) or not 0 <= value <= top:
-        raise Unreadable("out-of-range", f"{what} is {value:g}, not from 0 to {top:g}")
+    if not 0 <= value <= top:  # not for NaN either; whole numbers have no bound
+        shown = f"{value:g}" if isinstance(value, float) or abs(value) < 1e15 else _short(value)
+        raise Unreadable("out-of-range", f"{what} is {shown}, not from 0 to {top:g}")
     return float(value)
 
 

@@ -1,8 +1,9 @@
 """From a judge's quotation to character offsets in the text it quotes.
 
-Judges copy with small changes: other white space, curly quotes, dropped markdown, dashes, letter case, and a long
-passage shortened by an ellipsis. Both texts are brought to one plain form with a map back to the original characters.
-If a quotation is not found whole, its beginning is looked for; what cannot be found is reported, never guessed.
+Judges copy with small changes: other white space, curly quotes, dropped markdown, dashes, letter case, accents
+composed or not, and a long passage shortened by an ellipsis. Both texts are brought to one plain form with a map back
+to the original characters. If a quotation is not found whole, its beginning is looked for; what cannot be found is
+reported, never guessed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 _SAME = {
     "\u2018": "'", "\u2019": "'", "\u201a": "'", "\u02bc": "'", "\u00b4": "'", "`": "", "\u201c": '"', "\u201d": '"',
@@ -21,6 +22,14 @@ _SAME = {
 _ELLIPSIS = re.compile(r"\s*(?:\[\s*\.{3,}\s*\]|\(\s*\.{3,}\s*\)|\.{3,})\s*")
 _LEAST_WORDS, _LEAST_CHARACTERS = 4, 16
 """A quotation of which only the beginning agrees must agree in this much at least."""
+
+
+@lru_cache(4096)
+def _folded(char: str) -> str:
+    """A character without case, taken apart: an accent is a character of its own, a ligature is its letters."""
+    if char.isascii():
+        return char.lower()
+    return unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", char).casefold())
 
 
 def _plain(text: str) -> tuple[str, list[int]]:
@@ -35,7 +44,7 @@ def _plain(text: str) -> tuple[str, list[int]]:
                 index.append(at)
                 blank = True
             continue
-        for made in _SAME.get(char, char.casefold()):
+        for made in _SAME.get(char) if char in _SAME else _folded(char):
             out.append(made)
             index.append(at)
             blank = False

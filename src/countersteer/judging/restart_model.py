@@ -46,8 +46,11 @@ class Reading:
 
 
 def prepared(text: str) -> str:
-    """The text as the model reads it: one kind of quote, line ends as a mark of their own; the same length."""
-    return normal(text).replace("\n", "¶")
+    """The text as the model reads it: one kind of quote, line ends as a mark of their own; the same length.
+
+    Half a surrogate pair, which no tokenizer takes, becomes "?".
+    """
+    return normal(text).replace("\n", "¶").encode("utf-8", "replace").decode()
 
 
 def tokenizer_of(vocabulary: Mapping[str, int]) -> Tokenizer:

@@ -1,7 +1,8 @@
 """Opening the SQLite file of a run: journal mode, safety settings, transactions.
 
 A run that is written uses the write-ahead log where the file system can (readers are then never in the way), and a
-rollback journal under an exclusive lock on network file systems, where shared memory does not work.
+rollback journal under an exclusive lock on network file systems, where shared memory does not work, and wherever else
+the log turns out not to.
 """
 
 from __future__ import annotations
@@ -27,18 +28,43 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     with one_line(path, "open"):
         if not write:
             return _reader(path)
-        connection = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
-        try:
-            wanted = "delete" if on_network(path) else "wal"
-            mode = connection.execute(f"PRAGMA journal_mode = {wanted}").fetchone()[0]
+        if not on_network(path):
+            with contextlib.suppress(_NoLog):
+                return _writer(path, log=True)
+        return _writer(path, log=False)
+
+
+class _NoLog(Exception):
+    """The write-ahead log does not work here."""
+
+
+def _writer(path: Path, *, log: bool) -> sqlite3.Connection:
+    """A connection to write with, by the log or by a rollback journal under an exclusive lock.
+
+    Raises _NoLog where the log cannot be used (no shared memory, no byte locks); a log left behind is then folded in.
+    """
+    connection = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
+    try:
+        if log:
+            try:
+                mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+                connection.execute("BEGIN IMMEDIATE")  # the log's first use
+                connection.execute("ROLLBACK")
+            except sqlite3.OperationalError as error:
+                if "disk is full" in str(error) or str(error).endswith("is locked"):
+                    raise
+                raise _NoLog(str(error)) from error
             if mode != "wal":
-                connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-                connection.execute("PRAGMA journal_mode = DELETE")
-            connection.execute(f"PRAGMA synchronous = {'NORMAL' if mode == 'wal' else 'FULL'}")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+                raise _NoLog(mode)
+            connection.execute("PRAGMA synchronous = NORMAL")
+            return connection
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.execute("PRAGMA journal_mode = DELETE")
+        connection.execute("PRAGMA synchronous = FULL")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _reader(path: Path) -> sqlite3.Connection:

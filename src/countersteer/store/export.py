@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from countersteer.core.errors import InputError, nearest
+from countersteer.core.trial import OK
 from countersteer.store.errors import one_line
 from countersteer.store.reading import RunReader
 from countersteer.store.rows import Trial
@@ -17,8 +18,12 @@ FORMATS = ("jsonl", "parquet", "inspect")
 
 
 def record(trial: Trial) -> dict[str, Any]:
-    """One exported trial: key, arm, latent, label, strength, prompt, seed, text, status, grade, receipt."""
+    """One exported trial: key, arm, latent, label, strength, prompt, seed, text, status, grade, receipt.
+
+    One that is missing has a reason in words as well, where there is one.
+    """
     plan = trial.plan
+    why = {} if trial.status == OK or trial.reason is None else {"reason": trial.reason}
     return {
         "key": plan.key,
         "arm": plan.arm,
@@ -29,6 +34,7 @@ def record(trial: Trial) -> dict[str, Any]:
         "seed": plan.seed,
         "text": trial.text,
         "status": trial.status,
+        **why,
         "grade": trial.grade,
         "receipt": trial.receipt,
     }
@@ -48,8 +54,14 @@ def lines(run: RunReader) -> Iterator[str]:
         yield json.dumps(item, ensure_ascii=False, allow_nan=False)
 
 
-def export(run: RunReader, out: str | os.PathLike[str], *, form: str = "jsonl") -> int:
-    """Write a run's trials to `out`, whole or not at all; returns how many. Raises InputError, StoreError."""
+def export(
+    run: RunReader, out: str | os.PathLike[str], *, form: str = "jsonl",
+    progress: Callable[[int, int], None] | None = None,
+) -> int:  # fmt: skip
+    """Write a run's trials to `out`, whole or not at all; returns how many. Raises InputError, StoreError.
+
+    `progress(done, total)`: trials written.
+    """
     if form not in FORMATS:
         raise InputError(f"unknown export format {form!r}{nearest(form, FORMATS)}; known: {', '.join(FORMATS)}")
     if not Path(out).name or Path(out).is_dir():
@@ -57,18 +69,23 @@ def export(run: RunReader, out: str | os.PathLike[str], *, form: str = "jsonl") 
     if form == "parquet":
         from countersteer.store.export_parquet import export_parquet
 
-        return export_parquet(run, out)
+        return export_parquet(run, out, progress=progress)
     if form == "inspect":
         from countersteer.store.export_inspect import export_inspect
 
-        return export_inspect(run, out)
+        return export_inspect(run, out, progress=progress)
     target = Path(out)
     temporary = target.with_name(target.name + ".part")
-    count = 0
-    with one_line(target, "write"), temporary.open("w", encoding="utf-8") as file:
-        for line in lines(run):
-            file.write(f"{line}\n")
-            count += 1
+    count, total = 0, sum(run.trial_counts().values())
     with one_line(target, "write"):
-        os.replace(temporary, target)
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                for line in lines(run):
+                    file.write(f"{line}\n")
+                    count += 1
+                    if progress is not None:
+                        progress(count, total)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
     return count

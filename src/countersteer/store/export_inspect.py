@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,7 +51,9 @@ class _Means:
             self.sums[arm, name] = count + 1, total + value
 
 
-def export_inspect(run: RunReader, out: str | os.PathLike[str]) -> int:
+def export_inspect(
+    run: RunReader, out: str | os.PathLike[str], *, progress: Callable[[int, int], None] | None = None
+) -> int:
     """Write a run's trials as an Inspect log to `out` (*.eval), whole or not at all; returns how many.
 
     Raises InputError without Inspect or for another file ending, StoreError.
@@ -66,14 +68,14 @@ def export_inspect(run: RunReader, out: str | os.PathLike[str]) -> int:
     temporary = target.with_name(target.name + ".part")
     with one_line(target, "write"):
         try:
-            count = _write(run, temporary)
+            count = _write(run, temporary, progress)
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
     return count
 
 
-def _write(run: RunReader, path: Path) -> int:
+def _write(run: RunReader, path: Path, progress: Callable[[int, int], None] | None) -> int:
     from inspect_ai.log import EvalSample
 
     created = _created(run)
@@ -94,6 +96,8 @@ def _write(run: RunReader, path: Path) -> int:
             summaries.write(b"," if means.samples else b"[")
             summaries.write(_json(sample.summary()))
             means.add(trial.plan.arm, scores(trial))
+            if progress is not None:
+                progress(means.samples, len(eval_spec.dataset.sample_ids))
         summaries.write(b"]" if means.samples else b"[]")
         summaries.seek(0)
         with log.open("summaries.json", "w") as entry:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,9 @@ def row(trial: Trial) -> dict[str, Any]:
     }
 
 
-def export_parquet(run: RunReader, out: str | os.PathLike[str]) -> int:
+def export_parquet(
+    run: RunReader, out: str | os.PathLike[str], *, progress: Callable[[int, int], None] | None = None
+) -> int:
     """Write a run's trials to `out`, whole or not at all; returns how many. Raises InputError, StoreError."""
     try:
         import pyarrow as pa
@@ -104,7 +106,7 @@ def export_parquet(run: RunReader, out: str | os.PathLike[str]) -> int:
     schema = pa.schema(fields, metadata=facts)
     target = Path(out)
     temporary = target.with_name(target.name + ".part")
-    count = 0
+    count, total = 0, sum(run.trial_counts().values())
     with one_line(target, "write"):
         try:
             with pq.ParquetWriter(str(temporary), schema, compression="zstd") as writer:
@@ -112,6 +114,8 @@ def export_parquet(run: RunReader, out: str | os.PathLike[str]) -> int:
                 while group := list(islice(rows, _GROUP)):
                     writer.write_table(pa.Table.from_pylist(group, schema=schema))
                     count += len(group)
+                    if progress is not None:
+                        progress(count, total)
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)

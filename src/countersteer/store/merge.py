@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,14 @@ _UNION = {
 _SAME = ("latents", "refs", "trials")
 
 
-def merge(shards: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> dict[str, Any]:
+def merge(
+    shards: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Merge runs into a new one in `out`; returns {"run", "shards", "responses", "grades", "missing", "finished"}.
 
-    Raises InputError, RunRefusedError (shards that do not belong together, `out` in use), StoreError.
+    `progress(done, total)`: shards put in. Raises InputError, RunRefusedError (shards that do not belong
+    together, `out` in use), StoreError.
     """
     folders = [Path(shard) for shard in shards]
     if len(folders) < 2:
@@ -53,8 +57,10 @@ def merge(shards: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str])
         with one_line(target, "merge into"), closing(sqlite3.connect(folders[0] / FILE)) as first:
             first.execute("VACUUM INTO ?", (str(partial),))
         with one_line(target, "merge into"), closing(sqlite3.connect(partial, isolation_level=None)) as into:
-            for folder in folders[1:]:
+            for number, folder in enumerate(folders[1:], 2):
                 _add(into, folder)
+                if progress is not None:
+                    progress(number, len(folders))
         os.replace(partial, target / FILE)
     finally:
         partial.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from countersteer.judging.llm_settings import JudgeSettings
 from countersteer.store import Run
 from countersteer.studies.episodes import Episode, episodes
 from countersteer.studies.generate import bounded
-from countersteer.studies.judges import JudgeOptions, LanguageJudge
+from countersteer.studies.judges import JudgeOptions, LanguageJudge, Spent, quiet
 from countersteer.studies.rejudge import judge_named
 
 PLACES = ("off_topic", "correction", "on_topic")
@@ -25,7 +25,7 @@ PLACES = ("off_topic", "correction", "on_topic")
 
 async def mark_episodes(
     run: Run, judge: str, *, size: int, options: JudgeOptions | None = None, seed: int = 0,
-    progress: Callable[[int, int], None] | None = None, base_url: str | None = None,
+    progress: Callable[[int, int], None] | None = None, base_url: str | None = None, spent: Spent | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Have a language model mark the boundaries of at most `size` episodes of a run; traces use them from then on.
 
@@ -39,9 +39,7 @@ async def mark_episodes(
     if not found:
         raise InputError(f"{run.folder} has no response of two attempts of which the second is better")
     chosen = [found[i] for i in sorted(rng(seed, "episodes").permutation(len(found))[:size])]
-    language = LanguageJudge(
-        judge_named(judge, base_url=base_url), options or JudgeOptions(), run, lambda usd, cap: None
-    )
+    language = LanguageJudge(judge_named(judge, base_url=base_url), options or JudgeOptions(), run, spent or quiet)
     try:
         from countersteer.judging.llm import LLMRater
 
@@ -58,7 +56,7 @@ async def mark_episodes(
             if progress:
                 progress(done, len(chosen))
 
-        await bounded(chosen, one, workers=2 * language.caller.settings.at_once)
+        await bounded(chosen, one, workers=language.workers)
     finally:
         await language.close()
     judges = [j for j in run.fact("episode_judges", []) if j["key"] != rater.key]

@@ -16,6 +16,7 @@ from countersteer.core.errors import EngineError, NoOpError, StoreError
 from countersteer.core.request import Completion, Request, Sampling
 from countersteer.core.trial import Grade
 from countersteer.engines.base import Engine
+from countersteer.judging.llm_redact import Redactor
 from countersteer.store import Response, Run
 from countersteer.store.rows import response_key
 
@@ -60,6 +61,7 @@ class Generator:
         self._grading: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
         self._probing = asyncio.Lock()
+        self._redact = Redactor.of()
         self.workers = 2 * in_flight
         """How many trials may be under way: those generating, and those waiting for the judge."""
 
@@ -108,14 +110,15 @@ class Generator:
             return _ok(key, await self._engine.generate(request))
         except NoOpError as error:
             done = error.completion
-            return _ok(key, done, "no-op", str(error)) if done else Response(key, "no-op", reason=str(error))
+            why = self._redact(str(error))
+            return _ok(key, done, "no-op", why) if done else Response(key, "no-op", reason=why)
         except StoreError:
             raise
         except EngineError as error:
             await self._check_alive()
-            return Response(key, "error", reason=str(error))
+            return Response(key, "error", reason=self._redact(str(error)))
         except Exception as error:
-            return Response(key, "error", reason=f"{type(error).__name__}: {error}")
+            return Response(key, "error", reason=self._redact(f"{type(error).__name__}: {error}"))
 
     async def _check_alive(self) -> None:
         """Raise EngineError if the engine no longer answers at all: then nothing is recorded and a resume retries."""

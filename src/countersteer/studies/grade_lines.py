@@ -2,7 +2,8 @@
 
 The lines that come out are those of the offline judge (`judging.grade_file`), with the model's grades. Replies and the
 ledger of requests lie beside the output, so a file that was stopped by its cost cap, a fault or a kill goes on where it
-was, and nothing is paid twice; a shared folder saves what other runs asked already.
+was, and nothing is paid twice; a shared folder saves what other runs asked already. One process at a time works on an
+output: two would each spend up to the cap.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from countersteer.judging.llm import LLMJudge, LLMRater, Rating
 from countersteer.judging.llm_calls import Caller
 from countersteer.judging.llm_settings import JudgeSettings
 from countersteer.judging.rubrics import load
+from countersteer.store.errors import one_line
+from countersteer.store.lock import FolderLock
 from countersteer.store.replies import Replies
 from countersteer.store.shared_replies import SharedLedger
 from countersteer.studies.drive import drive
@@ -87,16 +90,16 @@ def grade_lines(
             await caller.close()
         found.update(judge=judging.name, judge_key=judging.key)
 
-    own = Replies.shared(folder)
-    try:
+    with one_line(folder, "make the folder of replies"):
+        folder.mkdir(parents=True, exist_ok=True)
+    with closing(_Held(folder)) as held:
+        own = held.replies
         if how.cache is None:
             drive(go(own))
         else:
             with closing(SharedLedger(own, how.cache)) as shared:
                 drive(go(shared))
         found.update(requests=own.requests(), usd=own.spent())
-    finally:
-        own.close()
     write_lines(target, [_line(row, result, asked.name) for row, result in zip(rows, made, strict=True)])
     several = {"multi_attempt": sum(len(grade.attempts) > 1 for grade in made)} if asked.name == "attempts" else {}
     return {
@@ -107,6 +110,23 @@ def grade_lines(
         "references": None,
         **found,
     }
+
+
+class _Held:
+    """The replies of an output, held by this process alone. Raises RunRefusedError naming the process that has them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._lock = FolderLock(folder)
+        try:
+            self.replies = Replies.shared(folder)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def close(self) -> None:
+        """Give the folder back."""
+        self.replies.close()
+        self._lock.release()
 
 
 def _trait(row: dict[str, Any]) -> str | None:

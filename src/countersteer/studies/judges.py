@@ -17,6 +17,7 @@ from countersteer.store.shared_replies import SharedLedger
 from countersteer.studies.schema_judge import JudgeSection
 
 Spent = Callable[[float, float | None], None]
+"""Told (USD so far, cap or None) after each request."""
 RETRIED = tuple(status for status in STATUSES if status not in ("ok", "uncalibrated"))
 """Statuses that `--retry-status` takes."""
 
@@ -46,6 +47,10 @@ class JudgeOptions:
     def __post_init__(self) -> None:
         if self.max_cost is not None and not self.max_cost >= 0:
             raise InputError(f"--max-cost must be a number of USD >= 0, got {self.max_cost}")
+
+
+def quiet(usd: float, cap: float | None) -> None:
+    """Nobody is told what is spent."""
 
 
 def settings(section: JudgeSection, options: JudgeOptions) -> JudgeSettings:
@@ -97,6 +102,11 @@ class LanguageJudge:
         )
         self.judge = LLMJudge(self.caller, rubric=section.rubric or "attempts")
         spent(self.caller.budget.spent, options.max_cost)
+
+    @property
+    def workers(self) -> int:
+        """How many questions to have under way, so that the judge is never idle."""
+        return 2 * self.caller.settings.at_once
 
     @property
     def known(self) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def fresh(spec: Spec, arm: Arm, plan: Planned, steering: Steering) -> list[tuple
 
 
 def estimate(spec: Spec, inputs: Inputs) -> dict[str, Any]:
-    """What a study costs before it starts: generations per stage and an upper bound of generated tokens.
+    """What a study costs before it starts: generations per stage and upper bounds of generated tokens.
 
     Resamples are drawn for multi-attempt trials only; their number is the bound for a rate of 100%.
     """
@@ -149,10 +149,11 @@ def estimate(spec: Spec, inputs: Inputs) -> dict[str, Any]:
     }
     steered = sum(arm.steered for arm in spec.arms)
     stages["resamples (at most)"] = steered * each * settings.trials.resample
-    tokens = stages["references"] * settings.sampling.max_tokens
-    tokens += stages["calibration"] * calibration_tokens(spec)
-    tokens += sum(each * arm.sampling.max_tokens for arm in spec.arms)
-    tokens += sum(each * settings.trials.resample * arm.sampling.max_tokens for arm in spec.arms if arm.steered)
+    longest = {f"trials {arm.name}": arm.sampling.max_tokens for arm in spec.arms}
+    longest["references"] = settings.sampling.max_tokens
+    tokens = {name: n * longest.get(name, calibration_tokens(spec)) for name, n in stages.items()}
+    fresh = sum(arm.sampling.max_tokens for arm in spec.arms if arm.steered)
+    tokens["resamples (at most)"] = each * settings.trials.resample * fresh
     certain = sum(n for name, n in stages.items() if not name.startswith("resamples"))
     return {
         "latents": latents,
@@ -162,7 +163,8 @@ def estimate(spec: Spec, inputs: Inputs) -> dict[str, Any]:
         "arms": [arm.name for arm in spec.arms],
         "generations": stages,
         "generations_certain": certain,
-        "tokens_at_most": tokens,
+        "tokens": tokens,
+        "tokens_at_most": sum(tokens.values()),
     }
 
 

@@ -12,7 +12,7 @@ from countersteer.studies import spec as studies
 from countersteer.studies.boundaries import mark_episodes
 from countersteer.studies.drive import drive
 from countersteer.studies.growth import check_inputs
-from countersteer.studies.judges import JudgeOptions
+from countersteer.studies.judges import JudgeOptions, Spent
 from countersteer.studies.rejudge import human, rate_whole, rejudge
 from countersteer.studies.setup import Tools, layers, load_tools
 from countersteer.studies.spec import Spec
@@ -23,9 +23,12 @@ RUBRICS = ("attempts", "recovery", "episodes")
 
 def trace_run(
     folder: str | Path, *, latents: str = "detectors", arm: str | None = None, most: int = 1000,
-    tools: Callable[[Spec], Tools] = load_tools,
+    tools: Callable[[Spec], Tools] = load_tools, progress: Progress | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The trace of a run's episodes, kept in the run (fact "trace"). `arm` None: all steered arms. InputError."""
+    """The trace of a run's episodes, kept in the run (fact "trace"). `arm` None: all steered arms. InputError.
+
+    `progress(done, total)`: texts read.
+    """
     from countersteer.studies.trace import trace
 
     with Run.open(folder, write=True) as run:
@@ -44,7 +47,8 @@ def trace_run(
             found: dict[str, Any] = {}
 
             async def go() -> None:
-                found.update(await trace(run, engine, given.sae, chosen, layer=read_layer, arm=arm, most=most))
+                found.update(await trace(run, engine, given.sae, chosen, layer=read_layer, arm=arm, most=most,
+                                         progress=progress))  # fmt: skip
 
             drive(go())
         finally:
@@ -75,13 +79,14 @@ def _chosen(run: Run, latents: str, sae: Any) -> list[int]:
 
 
 def judge_run(
-    folder: str | Path, by: str, *, sample: int = 1000, labels: Path | None = None, max_cost: float | None = None,
-    base_url: str | None = None, rubric: str = "attempts", prices: Path | None = None, progress: Progress | None = None,
+    folder: str | Path, by: str, *, sample: int = 1000, labels: Path | None = None, options: JudgeOptions | None = None,
+    base_url: str | None = None, rubric: str = "attempts", progress: Progress | None = None, spent: Spent | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Grades by another judge, or people's labels, stored beside the first: {"judge", "key", "sampled"}.
 
     `rubric` "recovery" rates whole responses instead, "episodes" marks where episodes leave the subject and return.
-    Raises InputError, StoreError.
+    `options`: what a language model may cost, all of the run's requests together, and how fast it may be asked; `spent`
+    is told (USD, cap) after each request. Raises InputError, StoreError.
     """
     if rubric not in RUBRICS:
         raise InputError(f"--rubric {rubric!r} is not one of {', '.join(RUBRICS)}")
@@ -95,11 +100,10 @@ def judge_run(
         else:
 
             async def go() -> None:
-                options = JudgeOptions(max_cost=max_cost, prices=None if prices is None else str(prices))
                 ask = {"attempts": rejudge, "recovery": rate_whole, "episodes": mark_episodes}[rubric]
                 made.update(
                     await ask(run, by, size=sample, options=options, seed=seed, base_url=base_url,
-                                  progress=progress)
+                              progress=progress, spent=spent)
                 )  # fmt: skip
 
             drive(go())

@@ -21,7 +21,7 @@ from countersteer.judging.offline import OfflineJudge
 from countersteer.judging.references import ReferenceSet
 from countersteer.store import Run, Trial
 from countersteer.studies.generate import bounded
-from countersteer.studies.judges import JudgeOptions, LanguageJudge
+from countersteer.studies.judges import JudgeOptions, LanguageJudge, Spent, quiet
 from countersteer.studies.schema_judge import JudgeSection
 
 FLOOR = 100
@@ -68,7 +68,7 @@ def judge_named(judge: str, *, base_url: str | None = None) -> JudgeSection:
 
 async def rejudge(
     run: Run, judge: str, *, size: int, options: JudgeOptions | None = None, seed: int = 0,
-    progress: Callable[[int, int], None] | None = None, base_url: str | None = None,
+    progress: Callable[[int, int], None] | None = None, base_url: str | None = None, spent: Spent | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Grade a sample by `judge` ("offline" or PROVIDER/NAME) and keep the grades under that judge's key.
 
@@ -86,11 +86,11 @@ async def rejudge(
         await _grade(run, trials, offline.key, _plain(offline), progress)
         return _record(run, offline.name, offline.key, "rules", len(trials))
     section = judge_named(judge, base_url=base_url)
-    language = LanguageJudge(section, options or JudgeOptions(), run, lambda usd, cap: None)
+    language = LanguageJudge(section, options or JudgeOptions(), run, spent or quiet)
     try:
         if language.judge.key == run.judge:
             raise InputError(f"{judge} graded {run.folder} in the first place; name another judge")
-        await _grade(run, trials, language.judge.key, language.judge.grade, progress)
+        await _grade(run, trials, language.judge.key, language.judge.grade, progress, language.workers)
     finally:
         await language.close()
     return _record(run, language.judge.name, language.judge.key, "model", len(trials))
@@ -98,7 +98,7 @@ async def rejudge(
 
 async def rate_whole(
     run: Run, judge: str, *, size: int, options: JudgeOptions | None = None, seed: int = 0,
-    progress: Callable[[int, int], None] | None = None, base_url: str | None = None,
+    progress: Callable[[int, int], None] | None = None, base_url: str | None = None, spent: Spent | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Rate a sample of whole responses by a language model with the rubric "recovery", kept under a key of its own.
 
@@ -113,7 +113,7 @@ async def rate_whole(
     if not trials:
         raise InputError(f"{run.folder} has no graded response to rate as a whole")
     section = judge_named(judge, base_url=base_url)
-    language = LanguageJudge(section, options or JudgeOptions(), run, lambda usd, cap: None)
+    language = LanguageJudge(section, options or JudgeOptions(), run, spent or quiet)
     try:
         from countersteer.judging.llm import LLMRater
 
@@ -126,7 +126,7 @@ async def rate_whole(
             whole = Attempt(0, len(text), 10.0 * found.value.score)
             return Grade(OK, (whole,), found.judge, None, (f"kind:{found.value.kind}",))
 
-        await _grade(run, trials, rater.key, rate, progress)
+        await _grade(run, trials, rater.key, rate, progress, language.workers)
     finally:
         await language.close()
     judges = [j for j in run.fact("whole_judges", []) if j["key"] != rater.key]
@@ -152,8 +152,9 @@ def _plain(judge: OfflineJudge) -> Callable[..., Any]:
 
 
 async def _grade(
-    run: Run, trials: Sequence[Trial], key: str, ask: Callable[..., Any], progress: Callable[[int, int], None] | None
-) -> None:
+    run: Run, trials: Sequence[Trial], key: str, ask: Callable[..., Any],
+    progress: Callable[[int, int], None] | None, workers: int = 32,
+) -> None:  # fmt: skip
     done = 0
 
     async def one(trial: Trial) -> None:
@@ -166,7 +167,7 @@ async def _grade(
         if progress:
             progress(done, len(trials))
 
-    await bounded(trials, one, workers=32)
+    await bounded(trials, one, workers=workers)
 
 
 def references(run: Run) -> ReferenceSet:

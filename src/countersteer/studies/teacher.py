@@ -6,7 +6,7 @@ gets the two as a text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from countersteer.core.request import Request
@@ -22,9 +22,13 @@ def forced(engine: Any, prompt: str, response: str, *, system: str | None = None
     return encode(Request(prompt=prompt, system=system, prefix=response or None))
 
 
-async def in_batches(engine: Any, inputs: Sequence[Any], **what: Any) -> list[Any]:
-    """`engine.forward` over inputs in batches that keep memory bounded; results in order."""
+async def in_batches(
+    engine: Any, inputs: Sequence[Any], *, progress: Callable[[int, int], None] | None = None, **what: Any
+) -> list[Any]:
+    """`engine.forward` over inputs in batches that keep memory bounded; results in order. `progress(done, total)`."""
     out: list[Any] = []
     for start in range(0, len(inputs), BATCH):
         out += await engine.forward(list(inputs[start : start + BATCH]), **what)
+        if progress is not None:
+            progress(len(out), len(inputs))
     return out

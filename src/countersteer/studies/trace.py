@@ -9,7 +9,7 @@ each steering latent as one value, and curves draw whole steering latents. ESR p
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,7 @@ def backtracking(labels: Mapping[int, str]) -> list[int]:
 
 async def trace(
     run: Run, engine: Any, sae: Any, latents: Sequence[int], *, layer: int, arm: str | None = None,
-    most: int = MOST, reach: int = REACH, bins: int = BINS,
+    most: int = MOST, reach: int = REACH, bins: int = BINS, progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The trace of a run's episodes as plain data; an empty episode set is a status and a sentence.
 
@@ -86,7 +86,7 @@ async def trace(
     good = [good[i] for i in sorted(rng(seed, "trace", "baseline").permutation(len(good))[: len(found)])]
     rows = sae.latents(list(latents)).at(layer)
     texts = [e.trial for e in found] + single + good
-    read = await _read(engine, texts, rows)
+    read = await _read(engine, texts, rows, progress)
     marks = [_boundaries(run, engine, e) for e in found]
     traced = [Traced(v, *m, latent) for v, m, latent in zip(read, marks, steering, strict=False)]
     alone = read[len(found) : len(found) + len(single)]
@@ -107,11 +107,13 @@ async def trace(
             "latents": table, "smallest_d": _smallest(table)}  # fmt: skip
 
 
-async def _read(engine: Any, trials: Sequence[Any], rows: Any) -> list[NDArray[np.float32]]:
+async def _read(
+    engine: Any, trials: Sequence[Any], rows: Any, progress: Callable[[int, int], None] | None
+) -> list[NDArray[np.float32]]:
     """Activations over the response's tokens of each trial, one forward each."""
     inputs = [forced(engine, t.plan.user, t.text, system=t.plan.system) for t in trials]
     heads = [forced(engine, t.plan.user, "", system=t.plan.system) for t in trials]
-    values = await in_batches(engine, inputs, readouts=rows)
+    values = await in_batches(engine, inputs, readouts=rows, progress=progress)
     starts = [0 if isinstance(head, str) else _common(head, whole) for head, whole in zip(heads, inputs, strict=True)]
     return [np.asarray(v.float().cpu())[start:] for v, start in zip(values, starts, strict=True)]
 

@@ -49,7 +49,7 @@ class Rubric:
         missing = sorted(name for name in self.fields if values.get(name) is None)
         if missing:
             raise InputError(f"rubric {self.name} needs {', '.join(missing)}")
-        given = {name: value for name, value in values.items() if value is not None}
+        given = {name: sendable(value) for name, value in values.items() if value is not None}
         given["tag"] = fingerprint(sorted(given.items()))[:8]
 
         def fill(template: str) -> str:
@@ -62,6 +62,11 @@ class Rubric:
             return _FIELD.sub(one, template).strip()
 
         return fill(self.system), fill(self.user)
+
+
+def sendable(text: str) -> str:
+    """A text as it can be sent: half a surrogate pair becomes "?"; every place in it stays where it is."""
+    return text.encode("utf-8", "replace").decode()
 
 
 @cache
