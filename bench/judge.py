@@ -2,7 +2,7 @@
 
     python bench/judge.py [--episodes FILE]
 
-The two blind tests, unsteered answers of the organism that nothing was fitted on, and, where given, real episodes of
+The three blind tests, unsteered answers of the organism that nothing was fitted on, and, where given, real episodes of
 self-correction ({"prompt", "response", "attempts", "boundary"} per line); responses split per second of CPU on those.
 """
 
@@ -19,7 +19,7 @@ from countersteer.judging.attempts import split_attempts
 from countersteer.organism.generate import Ask, Generator
 
 DATA = Path(__file__).resolve().parent.parent / "tests" / "data"
-TESTS = ("restarts_test", "restarts_test_2")
+TESTS = ("restarts_test", "restarts_test_2", "restarts_test_3")
 
 
 def measured(rows: list[tuple[str, str, list[int]]]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Case:
 def labelled(name: str) -> list[Case]:
     """The hand-labelled responses of a file in tests/data."""
     rows = [json.loads(line) for line in (ROOT / "tests" / "data" / name).read_text("utf-8").splitlines()]
-    return [Case(r["prompt"], r["response"], tuple(r["boundaries"]), 1.0, name) for r in rows]
+    return [Case(r["prompt"], r["response"], tuple(r["boundaries"]), 1.0, name, tuple(r.get("ends", ()))) for r in rows]
 
 
 def _topic(prompt: str) -> str:

@@ -48,7 +48,7 @@ def test_responses_the_model_was_fitted_on_are_split_where_people_split_them() -
 def test_wording_nobody_fitted_on_does_not_get_worse() -> None:
     """A floor under what was measured: see docs/judging.md."""
     rows = []
-    for name in ("restarts_test.jsonl", "restarts_test_2.jsonl"):
+    for name in ("restarts_test.jsonl", "restarts_test_2.jsonl", "restarts_test_3.jsonl"):
         rows += [json.loads(line) for line in RESTARTS.with_name(name).read_text(encoding="utf-8").splitlines()]
     assert f1(rows) >= 0.94
 
