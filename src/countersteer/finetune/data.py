@@ -97,8 +97,9 @@ def make(
                     "language_model": None if sources.writer is None else sources.writer.described()},
     }  # fmt: skip
     examples = (*made, *normal_examples(answers, count=normals, seed=seed))
-    for example in examples if encode is not None else ():
-        encode(example)
+    if encode is not None:
+        for example in examples:
+            encode(example)
     if keep is not None:
         keep.unlink(missing_ok=True)
     return Dataset(examples, tuple(train), tuple(held_out), facts, overlap)
