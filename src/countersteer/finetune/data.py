@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,7 +85,7 @@ def make(
     answers = own_answers(
         engine, train, each=each, seed=seed, sampling=sampling, progress=progress,
         kept=None if keep is None else Kept(keep, engine),
-        check=None if encode is None else lambda prompt, text: encode(normal(prompt, text, source="own answers")),
+        check=None if encode is None else partial(_keeps, encode),
     )  # fmt: skip
     if stage is not None:
         stage("corrections", None)
@@ -96,8 +97,9 @@ def make(
                     "language_model": None if sources.writer is None else sources.writer.described()},
     }  # fmt: skip
     examples = (*made, *normal_examples(answers, count=normals, seed=seed))
-    for example in examples if encode is not None else ():
-        encode(example)
+    if encode is not None:
+        for example in examples:
+            encode(example)
     if keep is not None:
         keep.unlink(missing_ok=True)
     return Dataset(examples, tuple(train), tuple(held_out), facts, overlap)
@@ -111,6 +113,11 @@ def _sampling(engine: Any, prompts: Sequence[str]) -> Sampling:
     if room < 1:
         raise InputError(f"a prompt leaves no room for an answer: the model has {limit} positions")
     return Sampling(temperature=0.6, max_tokens=min(MAX_TOKENS, room))
+
+
+def _keeps(encode: Encoder, prompt: str, answer: str) -> None:
+    """Raise RefusedError unless an answer can be trained on."""
+    encode(normal(prompt, answer, source="own answers"))
 
 
 def _encoder(engine: Any) -> Encoder | None:
