@@ -138,6 +138,13 @@ def test_bad_requests_are_one_line_and_leave_the_engine_working(folder: Path) ->
         for request, words in bad:
             (error,) = engine.run([request], errors="return")
             assert isinstance(error, cs.InputError) and words in str(error) and "\n" not in str(error), error
+        # numbers that float32 holds and whose sum it does not: an error before the token counts, for that request only
+        big = cs.add(cs.direction([1.0] * worlds.WIDTH, layer=1), 3e38)
+        mixed = [c.request for c in cases[:3]]
+        mixed.insert(1, mixed[0].with_(intervention=big + big))
+        out = engine.run(mixed, errors="return")
+        assert isinstance(out[1], cs.EngineError) and "overflowed" in str(out[1]) and "\n" not in str(out[1])
+        assert not any(isinstance(done, Exception) for done in (out[0], *out[2:]))
         # a ticket that names what does not exist, past every check of ours: an error, never an unsteered answer
         ticket = type("T", (), {"to_args": lambda self: {"countersteer": {"steer": "0" * 32}}})()
 
