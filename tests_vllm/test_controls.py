@@ -13,6 +13,7 @@ import pytest
 
 import countersteer as cs
 import worlds
+from countersteer.core.errors import EngineError
 from runs import start, with_logprobs
 
 
@@ -143,7 +144,7 @@ def test_bad_requests_are_one_line_and_leave_the_engine_working(folder: Path) ->
         mixed = [c.request for c in cases[:3]]
         mixed.insert(1, mixed[0].with_(intervention=big + big))
         out = engine.run(mixed, errors="return")
-        assert isinstance(out[1], cs.EngineError) and "overflowed" in str(out[1]) and "\n" not in str(out[1])
+        assert isinstance(out[1], EngineError) and "overflowed" in str(out[1]) and "\n" not in str(out[1])
         assert not any(isinstance(done, Exception) for done in (out[0], *out[2:]))
         # a ticket that names what does not exist, past every check of ours: an error, never an unsteered answer
         ticket = type("T", (), {"to_args": lambda self: {"countersteer": {"steer": "0" * 32}}})()
