@@ -42,9 +42,9 @@ VLLM_TEST := OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -p no:cacheprovider 
 test-vllm: $(VLLM)/.installed $(STAMP)
 	$(VLLM_TEST) tests_vllm
 
-# The token-exact matrix on compiled graphs, and the negative controls.
+# The token-exact matrix on the graph that vLLM compiles, and the negative controls.
 test-vllm-quick: $(VLLM)/.installed
-	$(VLLM_TEST) --durations=0 'tests_vllm/test_exact.py::test_every_method_span_and_join_equals_plain_hooks[llama-compiled]' \
+	$(VLLM_TEST) --durations=0 'tests_vllm/test_exact.py::test_every_method_span_and_join_equals_plain_hooks[llama-traced]' \
 	  tests_vllm/test_controls.py -k 'plain_hooks or missing_part or compile_cache'
 
 check: $(STAMP)

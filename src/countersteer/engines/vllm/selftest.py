@@ -22,6 +22,9 @@ TOKENS = 4
 
 def self_test(steering: Steering, runner: Any, config: Any) -> None:
     """Raises RefusedError when an edit would not act, or not as predicted."""
+    dummy_run(
+        runner, TOKENS, decode=False
+    )  # layers with adapters must have been told of a batch before they are called
     _check_streams(steering, config)
     for count in (TOKENS, 1):
         try:
