@@ -36,7 +36,7 @@ def save(folder: Path) -> Path:
     path = worlds.save("llama", folder)
     if not (path / "tokenizer.json").exists():
         size = int(worlds.SHAPE["vocab_size"])
-        inner = Tokenizer(models.WordLevel({word(i): i for i in range(size)}, unk_token=word(0)))
+        inner = Tokenizer(models.WordLevel({word(i): i for i in range(size)}, unk_token=word(9)))
         inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         PreTrainedTokenizerFast(tokenizer_object=inner).save_pretrained(path)
     return path

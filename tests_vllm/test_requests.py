@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 import countersteer as cs
 import spoken
@@ -95,7 +96,8 @@ def test_adapters_exemptions_and_measuring_share_a_batch(world: World) -> None:
             (layer,) = done.receipt.layers
             held = {j for j in spoken.stretches(done.tokens, names) if j < COUNT - 1}
             rested += len(held)
-            assert any("exempt from" in note for note in done.receipt.notes) == bool(held)
+            noted = any("exempt from" in note for note in done.receipt.notes)
+            assert noted if held else not (noted and not names)
             if only or round_ == 0:  # what is only measured computes every position, cached or not
                 assert layer.tokens_seen == len(prompt) + COUNT - 1 - len(held)
             if only:
@@ -109,6 +111,15 @@ def test_adapters_exemptions_and_measuring_share_a_batch(world: World) -> None:
     for first in range(0, len(asked), len(variants)):
         different = {texts[first + k] for k in range(8)}
         assert len(different) >= 6, "the variants change too little to prove anything"
+
+
+def test_vllms_cpu_kernels_give_the_last_place_to_tokens_without_an_adapter() -> None:
+    """Why `lora_options` leaves the last place empty. Where this fails, vLLM has changed and the place can go."""
+    from vllm.lora.ops.torch_ops import bgmv_shrink
+
+    places, out = torch.stack([torch.zeros(2, 3), torch.ones(2, 3)])[:, None], torch.zeros(1, 2)
+    bgmv_shrink(torch.ones(1, 3), places, out, torch.tensor([-1]))
+    assert out.tolist() == [[3.0, 3.0]]
 
 
 def test_an_adapter_of_another_model_and_one_that_is_not_loaded_are_refused(world: World, tmp_path: Path) -> None:
