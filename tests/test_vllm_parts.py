@@ -240,3 +240,13 @@ def test_what_travels_comes_back_the_same() -> None:
         again = error_from_json(error_to_json(error))
         assert type(again) is type(error) and str(again) == str(error)
     assert isinstance(error_from_json({"kind": "nearest", "message": "x"}), EngineError)
+
+
+@pytest.mark.parametrize(("width", "rows", "lanes", "tokens"), [(4096, 128, 512, 8192), (512, 64, 64, 512)])
+def test_tables_take_the_memory_that_the_docs_state(width: int, rows: int, lanes: int, tokens: int) -> None:
+    index = Index(tokens, torch.device("meta"))
+    settings = Settings(rows=(rows,), lanes=lanes)
+    unit = Unit(index, settings, d_model=width, dtype=torch.bfloat16, editable=True, capture=True)
+    taken = sum(b.nbytes for name, b in unit.named_buffers() if not name.startswith("index"))
+    stated = 4 * rows * (2 * width + 5 * lanes) + 4 * settings.reads * (width + tokens) + tokens * width * 2
+    assert taken == pytest.approx(stated, rel=0.015)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import pytest
 
 import countersteer as cs
 import worlds
-from countersteer.engines.vllm.settings import Settings
-from runs import ROWS, start, with_logprobs
+from countersteer.core.errors import EngineError
+from runs import start, with_logprobs
 
 
 def mismatches(engine: Any, cases: list[worlds.Case], want: list[worlds.Expected]) -> list[str]:
@@ -45,38 +46,75 @@ def test_a_missing_part_gives_wrong_tokens(broken: dict[str, str], folder: Path,
     assert len(wrong) >= 3
 
 
-def test_a_compile_cache_without_steering_is_caught_at_start(folder: Path, tmp_path: Path) -> None:
-    """vLLM's cache does not know the worker class: a graph compiled by its own worker is handed to ours."""
-    path = worlds.save("llama", folder)
-    settings = Settings(rows=ROWS)
-    code = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+STARTED = """
+import json, os, sys
+sys.path.insert(0, {tests!r})
 from runs import SMALL
-from vllm import LLM
-from countersteer.engines.vllm.engine import load_vllm
-if __name__ == "__main__":
-    options = {{k: v for k, v in SMALL.items() if k != "rows"}}
-    if sys.argv[1] == "vanilla":
-        more = {{"countersteer": {settings.to_dict()!r}}}
-        llm = LLM({str(path)!r}, async_scheduling=False, additional_config=more, **options)
-    else:
-        load_vllm({str(path)!r}, **SMALL).close()
-        print("served")
-"""
-    script = tmp_path / "script.py"
-    script.write_text(code)
-    environment = {**os.environ, "VLLM_CACHE_ROOT": str(tmp_path / "cache")}
+from countersteer.engines.vllm.engine import SCHEDULER, WORKER, engine_options, load_vllm
+from countersteer.engines.vllm.settings import Settings
 
-    def run(which: str) -> subprocess.CompletedProcess[str]:
+if __name__ == "__main__":
+    which, rows = sys.argv[1], tuple(json.loads(sys.argv[2]))
+    options = {{k: v for k, v in SMALL.items() if k not in ("rows", "parts")}}
+    if which == "steered":
+        load_vllm({path!r}, **{{**SMALL, "rows": rows}}).close()
+    else:
+        from vllm import LLM
+
+        if which == "vanilla":  # all that is in the key of vLLM's compile cache, and its own worker
+            options |= engine_options(Settings(rows=rows, parts=SMALL["parts"]), {{}})
+            del options["worker_cls"], options["scheduler_cls"]
+        else:  # our worker without its settings
+            options |= {{"worker_cls": WORKER, "scheduler_cls": SCHEDULER, "async_scheduling": False}}
+        LLM({path!r}, disable_log_stats=True, **options)
+    print("served")
+"""
+
+
+@pytest.fixture
+def launch(folder: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Starts vLLM on a Llama of one layer in a process of its own, with a compile cache of the test's own."""
+    script = tmp_path / "script.py"
+    path = worlds.save("llama", folder, layers=1)
+    script.write_text(STARTED.format(tests=str(Path(__file__).parent), path=str(path)))
+    (tmp_path / "store").mkdir()
+    # Two variables of the key that our worker sets are given to vLLM's own, too.
+    own = {"VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_COMPUTE_NANS_IN_LOGITS": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+    places = {"VLLM_CACHE_ROOT": str(tmp_path / "cache"), "COUNTERSTEER_STORE": str(tmp_path / "store")}
+
+    def run(which: str, rows: str = "[8]") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, str(script), which], env=environment, capture_output=True, text=True, timeout=1800
+            [sys.executable, str(script), which, rows],
+            env={**os.environ, **own, **places},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=1800,
         )
 
-    vanilla = run("vanilla")
-    assert vanilla.returncode == 0, vanilla.stderr[-2000:]
-    ours = run("steered")
-    assert ours.returncode != 0 and "served" not in ours.stdout
-    assert "compiled graph was made without steering" in ours.stderr + ours.stdout
+    return run
+
+
+def test_a_compile_cache_without_steering_is_caught_at_start(launch: Any) -> None:
+    """vLLM's cache does not know the worker class: a graph compiled by its own worker is handed to ours.
+
+    With other settings the key is another one, and the same engine starts: so it is the stale graph that was refused.
+    """
+    vanilla = launch("vanilla")
+    assert vanilla.returncode == 0 and "served" in vanilla.stdout, vanilla.stdout[-2000:]
+    stale = launch("steered")
+    assert "Directly load AOT compilation" in stale.stdout, "the stale graph was not found, so this proves nothing"
+    assert stale.returncode != 0 and "served" not in stale.stdout
+    assert "compiled graph was made without steering" in stale.stdout
+    fresh = launch("steered", "[9]")
+    assert fresh.returncode == 0 and "served" in fresh.stdout, fresh.stdout[-2000:]
+    assert "Directly load AOT compilation" not in fresh.stdout
+
+
+def test_a_worker_without_its_settings_does_not_start(launch: Any) -> None:
+    done = launch("absent")
+    assert done.returncode != 0 and "served" not in done.stdout
+    assert "vLLM runs without settings for steering" in done.stdout
 
 
 def test_bad_requests_are_one_line_and_leave_the_engine_working(folder: Path) -> None:
@@ -101,6 +139,13 @@ def test_bad_requests_are_one_line_and_leave_the_engine_working(folder: Path) ->
         for request, words in bad:
             (error,) = engine.run([request], errors="return")
             assert isinstance(error, cs.InputError) and words in str(error) and "\n" not in str(error), error
+        # numbers that float32 holds and whose sum it does not: an error before the token counts, for that request only
+        big = cs.add(cs.direction([1.0] * worlds.WIDTH, layer=1), 3e38)
+        mixed = [c.request for c in cases[:3]]
+        mixed.insert(1, mixed[0].with_(intervention=big + big))
+        out = engine.run(mixed, errors="return")
+        assert isinstance(out[1], EngineError) and "overflowed" in str(out[1]) and "\n" not in str(out[1])
+        assert not any(isinstance(done, Exception) for done in (out[0], *out[2:]))
         # a ticket that names what does not exist, past every check of ours: an error, never an unsteered answer
         ticket = type("T", (), {"to_args": lambda self: {"countersteer": {"steer": "0" * 32}}})()
 

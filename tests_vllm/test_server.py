@@ -106,7 +106,20 @@ def test_by_url_every_case_equals_plain_hooks(world: World) -> None:
         assert values[0].readouts.shape == (read, 1)
 
 
-def test_names_keys_and_refusals(world: World) -> None:
+def spoiled(world: World, value: float, folder: Path) -> bytes:
+    """A bundle file in which one number of what is written is not one."""
+    from safetensors import safe_open
+    from safetensors.torch import save
+
+    path = cs.save_bundle(world.cases[0].request.intervention, folder / "spoiled.safetensors", name="spoiled")
+    with safe_open(str(path), framework="pt") as file:
+        tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    (name,) = [n for n in tensors if "write" in n]
+    tensors[name][0, 0] = value
+    return save(tensors, metadata=about)
+
+
+def test_names_keys_and_refusals(world: World, tmp_path: Path) -> None:
     path = f"{world.url}/v1/countersteer"
     good = {"Authorization": f"Bearer {KEY}"}
     assert httpx.get(path).status_code == 401
@@ -114,6 +127,9 @@ def test_names_keys_and_refusals(world: World) -> None:
     assert list(httpx.get(path, headers=good).json()["interventions"]) == ["warm"]
     broken = httpx.put(f"{path}/interventions", content=b"not a bundle", headers=good)
     assert broken.status_code == 400 and "bundle" in broken.json()["error"]["message"]
+    for value in (float("nan"), float("inf")):
+        put = httpx.put(f"{path}/interventions", content=spoiled(world, value, tmp_path), headers=good)
+        assert put.status_code == 400 and "\n" not in put.json()["error"]["message"], put.text
     with load_remote([world.url], api_key=KEY) as engine:
         other = world.cases[0].request.intervention
         assert engine.register(other, "other") == other.fingerprint

@@ -50,12 +50,13 @@ class Case:
         return list(self.request.tokens)
 
 
-def save(name: str, folder: Path) -> Path:
-    """Save a model of an architecture as float32 safetensors; returns its folder."""
-    path = folder / name
+def save(name: str, folder: Path, *, layers: int | None = None) -> Path:
+    """Save a model of an architecture as float32 safetensors; returns its folder. `layers`: if not its own number."""
+    path = folder / (name if layers is None else f"{name}-{layers}")
     if not (path / "config.json").exists():
+        more = {} if layers is None else {"num_hidden_layers": layers}
         tied = {"tie_word_embeddings": True} if name == "gemma2" else {}  # as vLLM takes for granted
-        tiny(name, dtype=torch.float32, **SHAPE, **tied).save_pretrained(path)
+        tiny(name, dtype=torch.float32, **SHAPE, **tied, **more).save_pretrained(path)
     return path
 
 

@@ -31,6 +31,7 @@ from starlette.routing import Route
 from countersteer.core.errors import CountersteerError, EngineError, InputError
 from countersteer.core.site import Site
 from countersteer.edits.bundle import load_bundle
+from countersteer.engines.vllm import private
 from countersteer.engines.vllm.adapters import served_adapters
 from countersteer.engines.vllm.admission import SHAPE
 from countersteer.engines.vllm.engine import describe, read_facts
@@ -85,7 +86,7 @@ class SteerEndpoint:
         store.check_model(model_fingerprint=facts.fingerprint, template_hash=facts.more["template_hash"])
         # for the admission of ordinary completions
         os.environ[SHAPE] = f"{facts.n_layers},{facts.d_model},{int(facts.tokenizer is not None)}"
-        loras = getattr(getattr(state, "openai_serving_models", None), "lora_requests", {})
+        loras = private.served_loras(state)
         facts = replace(facts, adapters=served_adapters(loras, model=facts.fingerprint, name=facts.name))
         self.session = Session(engine_client, store, settings, facts)
 

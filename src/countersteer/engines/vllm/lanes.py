@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +28,8 @@ Placed = tuple[Piece, list[int], bool]
 class Lane:
     """A request in flight: its ticket, its lane, and what was recorded. `done` positions have been measured.
 
-    `pauses`: positions [from, to) at which its edits rest. `values`: per layer of readouts, stretches (all readouts of
-    some tokens, which of the tokens are this request's) in order of position; `columns` are its own among the readouts.
+    `pauses`: positions [from, to) at which its edits rest. `columns`: per layer, its own among the layer's readouts;
+    `steps`: the steps that read it, in order.
     """
 
     number: int
@@ -38,7 +39,7 @@ class Lane:
     first: int | None = None
     done: int = 0
     pauses: tuple[tuple[int, int, str], ...] = ()
-    values: dict[int, list[tuple[Tensor, int, int]]] = field(default_factory=dict)
+    steps: list[Any] = field(default_factory=list)
     taken: dict[int, list[Tensor]] = field(default_factory=dict)
     taken_count: int = 0
 

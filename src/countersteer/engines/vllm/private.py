@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from countersteer.core.errors import RefusedError
 
@@ -149,13 +151,71 @@ def with_errors(outputs: dict[int, Any], ended: Sequence[tuple[Any, str]]) -> di
     return outputs
 
 
-def watch_logits(runner: Any, unsound: Any) -> None:
-    """Have `unsound(logits)` say which requests of a step have no next token: {request: a number > 0}.
+def watch_inputs(runner: Any, fill: Any) -> None:
+    """Have `fill(request ids, scheduled, computed)` called once the runner has ordered a step's batch: how many tokens
+    of each request it holds and how many were computed before."""
+    prepare = runner._prepare_inputs
 
-    The runner asks for it in place of counting NaNs, before it samples.
+    def prepare_and_fill(scheduler_output: Any, num_scheduled_tokens: Any, *args: Any, **kwargs: Any) -> Any:
+        out = prepare(scheduler_output, num_scheduled_tokens, *args, **kwargs)
+        batch = runner.input_batch
+        computed = np.asarray(batch.num_computed_tokens_cpu[: batch.num_reqs])
+        fill(list(batch.req_ids), np.asarray(num_scheduled_tokens), computed)
+        return out
+
+    runner._prepare_inputs = prepare_and_fill
+
+
+def watch_logits(runner: Any, steered: Any) -> None:
+    """Have the runner mark requests without a finite next token, before it samples, in steps in which `steered()`.
+
+    It does so in place of counting NaNs, and `marks` reads it.
     """
+
+    def unsound(logits: Any) -> dict[str, int]:
+        if logits is None or not steered():
+            return {}
+        bad = (~logits.amax(-1).isfinite()).nonzero().flatten().tolist()
+        ids = list(runner.input_batch.req_ids)
+        return {ids[i]: 1 for i in bad if i < len(ids)}
+
     os.environ["VLLM_COMPUTE_NANS_IN_LOGITS"] = "1"
     runner._get_nans_in_logits = unsound
+
+
+def mark_failed(runner_output: Any, failed: Container[str]) -> Any:
+    """A step's output in which requests that could not be steered are marked, too."""
+    ids = getattr(runner_output, "req_ids", None) or ()
+    found = {r: -1 for r in ids if r in failed}
+    if found:
+        runner_output.num_nans_in_logits = {**(runner_output.num_nans_in_logits or {}), **found}
+    return runner_output
+
+
+def marks(runner_output: Any) -> Mapping[str, int]:
+    """Requests of a step that must not go on: > 0 for no finite next token, < 0 for not steered."""
+    return {r: n for r, n in (runner_output.num_nans_in_logits or {}).items() if n}
+
+
+def came_and_went(scheduler_output: Any) -> tuple[Collection[str], list[tuple[str, Any, int]]]:
+    """The requests that ended before a step, and (id, extra_args, prompt tokens) of those that begin in it."""
+    new = [
+        (r.req_id, getattr(r.sampling_params, "extra_args", None), r.prompt_len)
+        for r in scheduler_output.scheduled_new_reqs
+    ]
+    return scheduler_output.finished_req_ids, new
+
+
+def dummy_run(runner: Any, tokens: int, *, decode: bool) -> None:
+    """Run the model on made-up tokens, in the graph of prefill or of decoding."""
+    more = {"uniform_decode": True} if decode else {}
+    runner._dummy_run(tokens, force_attention=True, **more)  # without it attention may hand on garbage
+
+
+def served_loras(state: Any) -> Mapping[str, Any]:
+    """The LoRA requests of a server by name."""
+    found: Mapping[str, Any] = getattr(getattr(state, "openai_serving_models", None), "lora_requests", {})
+    return found
 
 
 def layers_of(model: Any) -> dict[int, Any]:

@@ -10,9 +10,7 @@ import base64
 import json
 import os
 import tempfile
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,40 +26,12 @@ from countersteer.engines.embedded.adapter_record import AdapterRecord
 from countersteer.engines.vllm.adapters import read_adapters
 from countersteer.engines.vllm.collector import RowsOf
 from countersteer.engines.vllm.engine import Bridge, gather
+from countersteer.engines.vllm.fleet import Fleet, Server, Tried, Unreachable
 from countersteer.engines.vllm.wire import completion_from_json, error_from_json, reads_to_bytes, request_to_json
 
 PATH = "/v1/countersteer"
-REST_SECONDS = 20.0
-"""How long a server that failed is left alone."""
-ROUNDS, PAUSE = 3, 1.0
-"""How often all servers are tried before a request fails, and the seconds before the second round (then twice that)."""
 CONNECTIONS = 256
 """Most requests on their way at once; further ones wait here, where waiting costs nothing."""
-IDENTITY = ("model_fingerprint", "dtype", "quantisation", "template_hash", "engine")
-
-
-class _Unreachable(Exception):
-    """A server could not be reached or broke off; another may do."""
-
-
-@dataclass(eq=False)
-class Server:
-    """One server: who it is, what it has been told, how busy it is."""
-
-    url: str
-    facts: dict[str, Any] = field(default_factory=dict)
-    known: set[str] = field(default_factory=set)
-    flying: int = 0
-    down_until: float = 0.0
-
-
-@dataclass
-class Tried:
-    """The servers that one request has been refused by in this round, how many rounds are over, and the last reason."""
-
-    servers: set[Server] = field(default_factory=set)
-    rounds: int = 0
-    reason: str = ""
 
 
 class RemoteEngine:
@@ -70,35 +40,35 @@ class RemoteEngine:
     def __init__(
         self, servers: list[Server], bridge: Bridge, client: httpx.AsyncClient, adapters: Mapping[str, AdapterRecord]
     ) -> None:
-        self.servers, self.bridge, self.client, self.adapters = servers, bridge, client, adapters
+        self.fleet, self.bridge, self.client, self.adapters = Fleet(servers), bridge, client, adapters
         self.rows = RowsOf()
         self.room = asyncio.Semaphore(CONNECTIONS)
 
     @property
     def family(self) -> str:
         """Engine family with its major version, as the servers say."""
-        return str(self.servers[0].facts["engine"])
+        return str(self.fleet.first.facts["engine"])
 
     @property
     def model_fingerprint(self) -> str:
         """The servers' fingerprint of the model."""
-        return str(self.servers[0].facts["model_fingerprint"])
+        return str(self.fleet.first.facts["model_fingerprint"])
 
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
-        return int(self.servers[0].facts["d_model"])
+        return int(self.fleet.first.facts["d_model"])
 
     @property
     def n_layers(self) -> int:
         """Number of decoder layers."""
-        return int(self.servers[0].facts["layers"])
+        return int(self.fleet.first.facts["layers"])
 
     def describe(self) -> dict[str, Any]:
         """The first server's facts, all URLs, and the adapters by the names that they have here."""
-        facts = {k: v for k, v in self.servers[0].facts.items() if k != "adapters"}
+        facts = {k: v for k, v in self.fleet.first.facts.items() if k != "adapters"}
         adapters = {name: record.described() for name, record in self.adapters.items()}
-        return {**facts, "urls": [s.url for s in self.servers], **({"adapters": adapters} if adapters else {})}
+        return {**facts, "urls": [s.url for s in self.fleet.servers], **({"adapters": adapters} if adapters else {})}
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """Pieces as they are generated. A server that dies after the first piece ends the stream with EngineError."""
@@ -164,11 +134,15 @@ class RemoteEngine:
         return out
 
     def register(self, intervention: Intervention, name: str) -> str:
-        """Give an intervention a name on every server, for good; returns its fingerprint."""
+        """Give an intervention a name on every server, for good; returns its fingerprint. Raises EngineError when one
+        of them cannot be reached, InputError where the name is taken."""
 
         async def everywhere() -> str:
-            for server in self.servers:
-                await self._tell(server, intervention, name)
+            for server in self.fleet.servers:
+                try:
+                    await self._tell(server, intervention, name)
+                except Unreachable as error:
+                    raise EngineError(f"server {server.url} could not be told of {name!r}: {error}") from error
             return intervention.fingerprint
 
         return str(self.bridge.start(everywhere()).result())
@@ -195,7 +169,7 @@ class RemoteEngine:
                 async for chunk in self._lines(server, request):
                     if chunk.completion is not None:
                         return chunk.completion
-            raise _Unreachable("the stream broke off")
+            raise Unreachable("the stream broke off")
 
         out: Completion = await self._anywhere(on)
         return out
@@ -204,53 +178,66 @@ class RemoteEngine:
         _check(request)
         tried = Tried()
         while True:
-            server, begun = await self._choose(tried), False
+            server, begun = await self.fleet.choose(tried), False
+            server.flying += 1
             try:
+                await self._look(server)
                 async with self.room:
                     async for chunk in self._lines(server, request):
                         begun = True
                         yield chunk
                         if chunk.completion is not None:
                             return
-                raise _Unreachable("the stream broke off")
-            except _Unreachable as error:
-                self._down(server, tried, error)
+                raise Unreachable("the stream broke off")
+            except Unreachable as error:
+                self.fleet.down(server, tried, error)
                 if begun:
                     raise EngineError(f"server {server.url} died in the middle of a stream: {error}") from error
+            finally:
+                server.flying -= 1
 
     async def _anywhere(self, work: Any) -> Any:
         """Do the work on the least busy server; on another when that one cannot be reached."""
         tried = Tried()
         while True:
-            server = await self._choose(tried)
+            server = await self.fleet.choose(tried)
             server.flying += 1
             try:
+                await self._look(server)
                 return await work(server)
-            except _Unreachable as error:
-                self._down(server, tried, error)
+            except Unreachable as error:
+                self.fleet.down(server, tried, error)
             finally:
                 server.flying -= 1
 
-    async def _choose(self, tried: Tried) -> Server:
-        """The least busy server of those left in this round; after a pause all of them again."""
-        left = [s for s in self.servers if s not in tried.servers]
-        if not left:
-            tried.rounds += 1
-            if tried.rounds >= ROUNDS:
-                raise EngineError(f"no server answers: tried {_urls(self.servers)}; {tried.reason}")
-            await asyncio.sleep(PAUSE * tried.rounds)
-            tried.servers.clear()
-            left = self.servers
-        return min(left, key=lambda s: (s.down_until > time.monotonic(), s.flying))
-
-    @staticmethod
-    def _down(server: Server, tried: Tried, error: Exception) -> None:
-        tried.servers.add(server)
-        tried.reason = str(error)
-        server.down_until = time.monotonic() + REST_SECONDS
-        server.known.clear()
+    async def _look(self, server: Server) -> None:
+        """See that a server which was away is the same model still, before it gets work. Raises Unreachable."""
+        if server.seen:
+            return
+        facts = (await self._send(server, "GET", PATH)).json()["facts"]
+        try:
+            server.look(facts, self.fleet.first)
+            _check_adapters([server], self.adapters)
+        except RefusedError as error:
+            server.seen = False
+            raise Unreachable(str(error)) from error
 
     async def _lines(self, server: Server, request: Request) -> AsyncIterator[Chunk]:
+        """The pieces of a request, which is told again to a server that has forgotten its intervention."""
+        steer: Intervention | None = request.intervention
+        told = steer is not None and steer.fingerprint in server.known
+        try:
+            async for chunk in self._told(server, request):
+                told = False
+                yield chunk
+        except InputError:
+            if not told:
+                raise
+            server.known.clear()
+            async for chunk in self._told(server, request):
+                yield chunk
+
+    async def _told(self, server: Server, request: Request) -> AsyncIterator[Chunk]:
         steer: Intervention | None = request.intervention
         if steer is not None and steer.fingerprint not in server.known:
             await self._tell(server, steer)
@@ -267,14 +254,14 @@ class RemoteEngine:
                     if "error" in data:
                         error = error_from_json(data["error"])
                         if isinstance(error, EngineError):
-                            raise _Unreachable(str(error))
+                            raise Unreachable(str(error))
                         raise error
                     if "completion" in data:
                         yield Chunk(completion=completion_from_json(data["completion"]))
                     else:
                         yield Chunk(data["text"], tuple(data["tokens"]))
         except (httpx.HTTPError, json.JSONDecodeError) as error:
-            raise _Unreachable(f"{type(error).__name__}: {error}") from error
+            raise Unreachable(f"{type(error).__name__}: {error}") from error
 
     def _adapter(self, server: Server, name: str) -> str:
         """The name that a server gives to the adapter of a name. Raises InputError for one that was not given."""
@@ -296,14 +283,10 @@ class RemoteEngine:
         try:
             response = await self.client.request(method, f"{server.url}{path}", **options)
         except httpx.HTTPError as error:
-            raise _Unreachable(f"{type(error).__name__}: {error}") from error
+            raise Unreachable(f"{type(error).__name__}: {error}") from error
         if response.status_code != 200:
             raise _error(response)
         return response
-
-
-def _urls(servers: Sequence[Server]) -> str:
-    return ", ".join(s.url for s in servers)
 
 
 def _error(response: httpx.Response) -> Exception:
@@ -316,7 +299,7 @@ def _error(response: httpx.Response) -> Exception:
         if response.status_code < 500:
             error = InputError(f"the server answered {response.status_code}: is it a steered vLLM server?")
     if response.status_code >= 500 or isinstance(error, EngineError):
-        return _Unreachable(str(error))
+        return Unreachable(str(error))
     return error
 
 
@@ -331,6 +314,16 @@ def _served_as(server: Server, record: AdapterRecord) -> str | None:
     """The name under which a server serves an adapter, by its content; None if it does not."""
     offered = server.facts.get("adapters") or {}
     return next((name for name, facts in offered.items() if facts.get("fingerprint") == record.fingerprint), None)
+
+
+def _check_adapters(servers: Sequence[Server], adapters: Mapping[str, AdapterRecord]) -> None:
+    """Raises RefusedError where one of the adapters is not served."""
+    for name, record in adapters.items():
+        lacking = [s.url for s in servers if _served_as(s, record) is None]
+        if lacking:
+            raise RefusedError(
+                f"adapter {name!r}", f"{', '.join(lacking)} does not serve it", "starting the servers with --adapters"
+            )
 
 
 def load_remote(
@@ -362,34 +355,17 @@ def load_remote(
         engine = RemoteEngine(
             servers, bridge, httpx.AsyncClient(headers=headers, timeout=times, limits=limits), records
         )
-        answered = []
+        answered: list[Server] = []
         for server in servers:
             try:
-                server.facts = (await engine._send(server, "GET", PATH)).json()["facts"]
+                facts = (await engine._send(server, "GET", PATH)).json()["facts"]
+                server.look(facts, answered[0] if answered else None)
                 answered.append(server)
-            except _Unreachable:
-                server.down_until = time.monotonic() + REST_SECONDS
+            except Unreachable:
+                server.rest()
         if not answered:
-            raise EngineError(f"no server answers: tried {_urls(servers)}")
-        for server in servers:
-            server.facts = server.facts or answered[0].facts
-        first = answered[0]
-        for server in answered[1:]:
-            other = [k for k in IDENTITY if server.facts.get(k) != first.facts.get(k)]
-            if other:
-                raise RefusedError(
-                    f"a study over {first.url} and {server.url}",
-                    f"they differ in {', '.join(other)}, so their answers are not the same trials",
-                    "servers of one model in one dtype",
-                )
-        for name, record in records.items():
-            lacking = [s.url for s in answered if _served_as(s, record) is None]
-            if lacking:
-                raise RefusedError(
-                    f"adapter {name!r}",
-                    f"{', '.join(lacking)} does not serve it",
-                    "starting the servers with --adapters",
-                )
+            raise EngineError(f"no server answers: tried {engine.fleet.urls}")
+        _check_adapters(answered, records)
         return engine
 
     try:

@@ -100,8 +100,8 @@ class SteerScheduler(Scheduler):
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Take in a step's tokens. Requests that cannot be honoured end here, before their token counts."""
-        for request, count in (model_runner_output.num_nans_in_logits or {}).items():
-            if count and request in self.steer_ledger.users:
+        for request, count in private.marks(model_runner_output).items():
+            if request in self.steer_ledger.users:
                 self.steer_errors.setdefault(request, OVERFLOW if count > 0 else "a worker could not steer it")
         wrong = {r: self.steer_errors.pop(r) for r in scheduler_output.num_scheduled_tokens if r in self.steer_errors}
         ended = private.end_with_error(self, wrong)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from countersteer.core.errors import RefusedError
-from countersteer.engines.vllm.private import two_inputs
+from countersteer.engines.vllm.private import dummy_run, two_inputs
 from countersteer.engines.vllm.rows import NOWHERE
 from countersteer.engines.vllm.steering import Steering
 from countersteer.engines.vllm.unit import CHANGED, LANE, OWNER, POSITION, SEEN, Unit
@@ -22,11 +22,14 @@ TOKENS = 4
 
 def self_test(steering: Steering, runner: Any, config: Any) -> None:
     """Raises RefusedError when an edit would not act, or not as predicted."""
+    dummy_run(
+        runner, TOKENS, decode=False
+    )  # layers with adapters must have been told of a batch before they are called
     _check_streams(steering, config)
-    for count, more in ((TOKENS, {}), (1, {"uniform_decode": True})):
+    for count in (TOKENS, 1):
         try:
             _arm(steering, count)
-            runner._dummy_run(count, force_attention=True, **more)  # without it attention may hand on garbage
+            dummy_run(runner, count, decode=count == 1)
             _check(steering, count)
         finally:
             _disarm(steering)

@@ -23,6 +23,7 @@ from countersteer.engines.vllm import lanes as tables
 from countersteer.engines.vllm.lanes import Lane
 from countersteer.engines.vllm.plan import Ledger, Planner
 from countersteer.engines.vllm.private import layers_of
+from countersteer.engines.vllm.readings import Step, picked
 from countersteer.engines.vllm.settings import Settings
 from countersteer.engines.vllm.store import Store
 from countersteer.engines.vllm.ticket import Ticket
@@ -64,12 +65,24 @@ class Steering:
         self.planner = Planner(settings, n_layers=self.n_layers, d_model=self.d_model)
         self.ledger = Ledger(settings)
         self.lanes: dict[str, Lane] = {}
+        self.numbers: dict[str, int] = {}
+        """The lane number of each request in `lanes`."""
+        self.done = np.zeros(settings.lanes + 1, dtype=np.int64)
+        """Per lane how many positions have been measured."""
+        self.only = np.zeros(settings.lanes + 1, dtype=np.int64)
+        """1 for lanes whose edits are measured and not written."""
+        self.watched = np.zeros(settings.lanes + 1, dtype=bool)
+        """Lanes that `fill` must look at one by one: new, captured or with pauses."""
+        self.reading = np.zeros(settings.lanes + 1, dtype=bool)
+        """Lanes with readouts."""
         self.free = list(range(settings.lanes, 0, -1))
         self.finished: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self.failed: set[str] = set()
         """Requests in flight that could not be steered."""
-        self.filled = 0
+        self.filled = self.steps = 0
         self.slices: list[tuple[Lane, int, int, int]] = []
+        self.readers: tuple[list[Lane], int, np.ndarray] | None = None
+        """Lanes of a step with readouts, the first token of theirs, and who owns the tokens from there on."""
 
     @property
     def table_bytes(self) -> int:
@@ -99,6 +112,7 @@ class Steering:
         for request, stretches in (pauses or {}).items():
             if (lane := self.lanes.get(request)) is not None:
                 lane.pauses = tuple((int(a), int(b), str(name)) for a, b, name in stretches)
+                self.watched[lane.number] = True
 
     def _guarded(self, request: str, extra: Any, prompt_tokens: int) -> Lane | None:
         try:
@@ -122,14 +136,20 @@ class Steering:
             if ticket.id:
                 self._keep(ticket.id, {"error": " ".join(str(error).split())[:300]})
             raise
-        lane = self.lanes[request] = Lane(self.free.pop(), ticket, prompt_tokens, placed)
+        number = self.free.pop()
+        lane = self.lanes[request] = Lane(number, ticket, prompt_tokens, placed)
+        self.numbers[request] = number
+        self.done[number], self.only[number], self.watched[number] = 0, ticket.only, True
+        self.reading[number] = bool(lane.columns)
         return lane
 
     def _leave(self, request: str) -> Lane | None:
         lane = self.lanes.pop(request, None)
         if lane is not None:
             self.ledger.release(request)
+            del self.numbers[request]
             self.free.append(lane.number)
+            lane.done = int(self.done[lane.number])
         return lane
 
     def _keep(self, key: str, value: dict[str, Any]) -> None:
@@ -139,51 +159,56 @@ class Steering:
 
     def fill(self, requests: Sequence[str], scheduled: np.ndarray, computed: np.ndarray) -> None:
         """Write the token index of a step: its requests in order, their numbers of scheduled and computed tokens."""
-        self.slices = []
+        self.slices, self.readers = [], None
         if not self.lanes and not self.filled:
             return
-        tokens, found = int(scheduled.sum()), [self.lanes.get(r) for r in requests]
+        tokens, where = int(scheduled.sum()), self.numbers
+        numbers = np.fromiter((where.get(r, 0) for r in requests), dtype=np.int64, count=len(requests))
         at = np.zeros((4, max(tokens, self.filled)), dtype=np.int64)
         ends = np.cumsum(scheduled, dtype=np.int64)
         begins = ends - scheduled
-        numbers = np.array([0 if lane is None else lane.number for lane in found], dtype=np.int64)
-        done = np.array([0 if lane is None else lane.done for lane in found], dtype=np.int64)
+        done = self.done[numbers]
         lane_of = np.repeat(numbers, scheduled)
         position = np.arange(tokens) - np.repeat(begins - computed, scheduled)
         at[0, :tokens], at[2, :tokens] = lane_of, np.where(lane_of > 0, position, 0)
-        at[1, :tokens] = np.where(position >= np.repeat(done, scheduled), lane_of, 0)
-        for i, lane in enumerate(found):
-            if lane is None:
-                continue
-            start, stop, computed_before = int(begins[i]), int(ends[i]), int(computed[i])
-            if lane.ticket.only:
-                at[3, start:stop] = 1
-            for low, high, _ in lane.pauses:
-                resting = slice(start + max(low - computed_before, 0), max(start + min(high, END) - computed_before, 0))
-                at[:2, resting.start : min(resting.stop, stop)] = 0
-            fresh = max(lane.done - computed_before, 0)
-            if (lane.columns or lane.ticket.capture) and start + fresh < stop:
-                self.slices.append((lane, start + fresh, stop, computed_before + fresh))
-            if lane.first is None:
-                lane.first = computed_before
-            lane.done = max(lane.done, computed_before + stop - start)
+        at[1, :tokens] = fresh = np.where(position >= np.repeat(done, scheduled), lane_of, 0)
+        if (read := self.reading[numbers]).any() and len(rows := np.flatnonzero(self.reading[fresh])):
+            owners = fresh[rows[0] : rows[-1] + 1]  # what lies between them is small
+            lanes = [self.lanes[requests[i]] for i in np.flatnonzero(read).tolist()]
+            self.readers = lanes, int(rows[0]), np.where(self.reading[owners], owners, 0)
+        at[3, :tokens] = self.only[lane_of]
+        for i in np.flatnonzero(self.watched[numbers]).tolist():
+            self._watch(self.lanes[requests[i]], int(begins[i]), int(ends[i]), int(computed[i]), at)
+        self.done[numbers] = np.maximum(done, computed + scheduled)
         self.index.at[:, : at.shape[1]].copy_(torch.from_numpy(at))
         self.filled = tokens if numbers.any() else 0
 
+    def _watch(self, lane: Lane, start: int, stop: int, computed: int, at: np.ndarray) -> None:
+        """What is special about a lane whose tokens lie at start..stop of the batch, after `computed` positions."""
+        for low, high, _ in lane.pauses:
+            resting = slice(start + max(low - computed, 0), max(start + min(high, END) - computed, 0))
+            at[:2, resting.start : min(resting.stop, stop)] = 0
+        taken = bool(lane.ticket.capture)
+        fresh = max(int(self.done[lane.number]) - computed, 0)
+        if taken and start + fresh < stop:
+            self.slices.append((lane, start + fresh, stop, computed + fresh))
+        if lane.first is None:
+            lane.first = computed
+            self.watched[lane.number] = taken or bool(lane.pauses)
+
     def end(self) -> None:
         """Keep this step's readouts and captures."""
-        slices, self.slices = self.slices, []
-        if not slices:
-            return
-        for layer in {layer for lane, *_ in slices for layer in lane.columns if layer in self.units}:
-            here = [(lane, a, b) for lane, a, b, _ in slices if layer in lane.columns]
-            values, low = self.units[layer].values, here[0][1]
-            copy = values[low : here[-1][2]].clone()  # one copy for all; what lies between them is small
-            for lane, a, b in here:
-                lane.values.setdefault(layer, []).append((copy, a - low, b - low))
-        for lane, begin, stop, position in slices:
-            if lane.ticket.capture:
-                self._take(lane, begin, stop, position)
+        if self.readers is not None:
+            lanes, low, owners = self.readers
+            layers = {layer for lane in lanes for layer in lane.columns if layer in self.units}
+            high = low + len(owners)
+            self.steps += 1
+            step = Step(self.steps, owners, {layer: self.units[layer].values[low:high].clone() for layer in layers})
+            for lane in lanes:
+                lane.steps.append(step)
+        for lane, begin, stop, position in self.slices:
+            self._take(lane, begin, stop, position)
+        self.slices, self.readers = [], None
 
     def _take(self, lane: Lane, begin: int, stop: int, position: int) -> None:
         """Residuals of one stretch of a text, kept or reduced."""
@@ -218,6 +243,7 @@ class Steering:
             known = self.finished.pop(key, None)
             if known is None and key in live:
                 lane = live[key]
+                lane.done = int(self.done[lane.number])
                 here = {n: self.units[n] for n in lane.edited if n in self.units}
                 at = torch.tensor([lane.number], device=self.index.at.device)
                 known = {"lane": lane, "sums": {n: (unit.measured(at), 0) for n, unit in here.items()}}
@@ -227,9 +253,13 @@ class Steering:
             for copy, _ in known.get("sums", {}).values():
                 if id(copy) not in plain:
                     plain[id(copy)] = copy.tolist()
-        return [self._plain(known, plain) for known in found]
+        lanes = [known["lane"] for known in found if "lane" in known]
+        reads = dict(zip(map(id, lanes), picked(lanes), strict=True))
+        return [self._plain(known, plain, reads) for known in found]
 
-    def _plain(self, found: dict[str, Any], plain: dict[int, list[list[float]]]) -> dict[str, Any]:
+    def _plain(
+        self, found: dict[str, Any], plain: dict[int, list[list[float]]], reads: dict[int, dict[int, np.ndarray]]
+    ) -> dict[str, Any]:
         if "lane" not in found:
             return found
         lane: Lane = found["lane"]
@@ -239,9 +269,8 @@ class Steering:
             edits = [sums.edit(piece.stage, piece.part, rows) for piece, rows in lane.edits_at(number)]
             layers[str(number)] = {"sums": sums.layer, "edits": edits}
         tensors: dict[str, Tensor] = {}
-        for number, stretches in lane.values.items():
-            rows = torch.cat([copy[a:b] for copy, a, b in stretches])[:, lane.columns[number]]
-            tensors[f"read.{number}"] = rows.cpu().contiguous()
+        for number, values in reads[id(lane)].items():
+            tensors[f"read.{number}"] = torch.from_numpy(np.ascontiguousarray(values))
         for number, parts in lane.taken.items():
             value = parts[0] if lane.ticket.reduce != "none" else torch.cat(parts)
             if lane.ticket.reduce == "mean":

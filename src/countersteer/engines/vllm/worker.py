@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from countersteer.core.errors import RefusedError
 from countersteer.engines.vllm import private
 from countersteer.engines.vllm.selftest import self_test
@@ -49,24 +47,8 @@ class SteerWorker(_Base):
                 "tokens": int(getattr(runner, "max_num_tokens", self.scheduler_config.max_num_batched_tokens)),
             },
         )
-        prepare = runner._prepare_inputs
-
-        def prepare_and_fill(scheduler_output: Any, num_scheduled_tokens: Any, *args: Any, **kwargs: Any) -> Any:
-            out = prepare(scheduler_output, num_scheduled_tokens, *args, **kwargs)
-            batch = runner.input_batch
-            computed = np.asarray(batch.num_computed_tokens_cpu[: batch.num_reqs])
-            self.steering.fill(list(batch.req_ids), np.asarray(num_scheduled_tokens), computed)
-            return out
-
-        def unsound(logits: Any) -> dict[str, int]:
-            if logits is None or not self.steering.lanes:
-                return {}
-            bad = (~logits.amax(-1).isfinite()).nonzero().flatten().tolist()
-            ids = list(runner.input_batch.req_ids)
-            return {ids[i]: 1 for i in bad if i < len(ids)}
-
-        runner._prepare_inputs = prepare_and_fill
-        private.watch_logits(runner, unsound)
+        private.watch_inputs(runner, lambda *batch: self.steering.fill(*batch))
+        private.watch_logits(runner, lambda: bool(self.steering.lanes))
 
     def compile_or_warm_up_model(self) -> Any:
         """Compile, then prove that an edit written into every table changes the tokens it should."""
@@ -76,27 +58,15 @@ class SteerWorker(_Base):
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         """One step, with the tables brought up to date before it."""
-        new = [
-            (r.req_id, getattr(r.sampling_params, "extra_args", None), r.prompt_len)
-            for r in scheduler_output.scheduled_new_reqs
-        ]
-        self.steering.begin(scheduler_output.finished_req_ids, new, private.pauses_in(scheduler_output))
+        gone, new = private.came_and_went(scheduler_output)
+        self.steering.begin(gone, new, private.pauses_in(scheduler_output))
         out = super().execute_model(scheduler_output, *args, **kwargs)
         self.steering.end()
-        return self._marked(out)
+        return private.mark_failed(out, self.steering.failed)
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         """The step's tokens."""
-        return self._marked(super().sample_tokens(*args, **kwargs))
-
-    def _marked(self, out: Any) -> Any:
-        """A step's output in which requests that could not be steered are marked, for the scheduler to end them."""
-        failed = self.steering.failed
-        if failed and getattr(out, "req_ids", None):
-            marks = {r: -1 for r in out.req_ids if r in failed}
-            if marks:
-                out.num_nans_in_logits = {**(out.num_nans_in_logits or {}), **marks}
-        return out
+        return private.mark_failed(super().sample_tokens(*args, **kwargs), self.steering.failed)
 
     def countersteer_collect(self, ids: list[str]) -> list[dict[str, Any]]:
         """Receipts, readouts and captures by ticket id."""
