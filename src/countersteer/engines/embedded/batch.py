@@ -7,7 +7,6 @@ is correct and slow; receipts say so. Both place request i of the active list at
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -47,7 +46,6 @@ class SlotBatch:
         self.model, self.hooks = model, hooks
         self.cache = SlotCache(text_config(model.module), places)
         self.eager = model.module.config._attn_implementation == "eager"
-        self.keep_logits = "logits_to_keep" in inspect.signature(model.module.forward).parameters
         self.places = torch.arange(places, device=model.device)
 
     def _masks(self, position: Tensor, length: int) -> Any:
@@ -66,9 +64,9 @@ class SlotBatch:
         self.hooks.position = position.reshape(-1)
         self.cache.plan = Plan(True, torch.tensor(places, device=device), torch.empty(0, device=device), longest)
         last = sorted({n - 1 for n in lengths})
-        keep: dict[str, Any] = {"logits_to_keep": torch.tensor(last, device=device)} if self.keep_logits else {}
+        keep: dict[str, Any] = {"logits_to_keep": torch.tensor(last, device=device)} if self.model.keeps_logits else {}
         logits = self._forward(ids, position, self._masks(position, longest), keep)
-        column = [last.index(n - 1) if self.keep_logits else n - 1 for n in lengths]
+        column = [last.index(n - 1) if self.model.keeps_logits else n - 1 for n in lengths]
         return logits[torch.arange(len(texts), device=device), torch.tensor(column, device=device)]
 
     def decode(self, tokens: Sequence[int], positions: Sequence[int], slots: Sequence[int]) -> Tensor:
