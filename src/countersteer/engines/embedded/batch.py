@@ -47,6 +47,8 @@ class SlotBatch:
         self.cache = SlotCache(text_config(model.module), places)
         self.eager = model.module.config._attn_implementation == "eager"
         self.places = torch.arange(places, device=model.device)
+        self.slots: tuple[list[int], Tensor] | None = None
+        """The slots of the last step, as a list and as a tensor: mostly they are those of the next."""
 
     def _masks(self, position: Tensor, length: int) -> Any:
         return self.cache.masks(position, length, dtype=self.model.dtype, eager=self.eager)
@@ -74,7 +76,9 @@ class SlotBatch:
         length = max(positions) + 1
         self.cache.reserve(length)
         at = torch.tensor(positions, device=device)
-        self.hooks.slot, self.hooks.position = torch.tensor(slots, device=device), at
+        if self.slots is None or self.slots[0] != slots:
+            self.slots = list(slots), torch.tensor(slots, device=device)
+        self.hooks.slot, self.hooks.position, self.hooks.decoding = self.slots[1], at, True
         self.cache.plan = Plan(False, self.places[:n], at, length)
         position = at[:, None]
         ids = torch.tensor(tokens, device=device)[:, None]
@@ -93,6 +97,7 @@ class SlotBatch:
                 ).logits
         finally:
             self.hooks.slot = self.hooks.position = None
+            self.hooks.decoding = False
 
     def move(self, source: int, target: int) -> None:
         with torch.inference_mode():
