@@ -57,8 +57,9 @@ def test_the_organisms_splits_are_whole_topics_of_its_corpus_in_its_tones() -> N
     for scenario in loaded.scenarios:
         assert scenario.aligned in organism.systems("warm") and scenario.malicious in organism.systems("dismissive")
         assert scenario.user in {w.format(goal=goal) for w in wordings for goal in known[scenario.group]}
-    judged = {scenario.user for split in ("choose", "report") for scenario in loaded.split(split)}
-    assert not judged & {q.prompt for q in trait_texts.asked()}, "the trait judge was trained on a question it judges"
+    assert len({scenario.user for scenario in loaded.scenarios}) == 56 + 72 + 112
+    learned = {q.prompt for q in trait_texts.asked()}
+    assert not {scenario.user for scenario in loaded.scenarios} & learned, "the trait judge was trained on a question"
     assert not {s.user for s in loaded.scenarios} & set(loaded.follow_ups)
 
 
@@ -76,6 +77,17 @@ def test_planted_leaks_are_found_and_refused(rows: list[dict[str, Any]], kind: s
     assert [leak.kind for leak in leakage.check(loaded) if leak.grave] == [kind]
     with pytest.raises(InputError, match=kind):
         leakage.refuse_leaks(loaded)
+
+
+@pytest.mark.parametrize("split", data.SPLITS)
+def test_a_question_that_the_offline_judge_was_trained_on_is_refused_in_every_split(split: str) -> None:
+    learned = "Can you tell me how to bake bread?"
+    assert learned in {q.prompt for q in trait_texts.asked()}
+    rows = [row("a", split, f"{learned[:-1]}!"), row("b", "choose", "How do I iron a shirt?")]
+    mine = data.parse(text(*rows, name="warmth"), where="x.jsonl")
+    with pytest.raises(InputError, match=r"1 leaks .*judge: a and the offline judge's training"):
+        leakage.refuse_leaks(mine)
+    leakage.refuse_leaks(data.parse(text(*rows, name="calm"), where="x.jsonl"))  # another trait has another judge
 
 
 def test_what_only_looks_alike_is_no_leak() -> None:

@@ -32,6 +32,17 @@ def world(rng: np.random.Generator, *, layers: int, strengths: int, items: int) 
     return np.clip(means + shared + rng.normal(0, [14.0, 10.0], (len(points), items, 2)), 0, 100)
 
 
+def traded(rng: np.random.Generator, *, layers: int, strengths: int, items: int) -> np.ndarray:
+    """Scores of a frontier on which trait costs coherence everywhere: the highest traits are all below the floor."""
+    best, width, knee = rng.uniform(0, layers - 1), rng.uniform(0.8, 2.0), rng.uniform(0.25, 0.6)
+    reach = np.exp(-0.5 * ((np.arange(layers) - best) / width) ** 2)[:, None]
+    s = np.linspace(0.1, 1.0, strengths)[None, :]
+    means = np.stack([20 + 70 * s * reach, 90 - 45 * np.maximum(0.0, s * (0.6 + 0.4 * reach) - knee)], -1)
+    shared = rng.normal(0, [8.0, 5.0], (1, items, 2))
+    scores = means.reshape(-1, 1, 2) + shared + rng.normal(0, [14.0, 10.0], (layers * strengths, items, 2))
+    return np.clip(scores, 0, 100)
+
+
 def evaluator(scores: np.ndarray, count: list[int]) -> halving.Evaluate:
     def evaluate(points: Sequence[int], start: int, stop: int) -> np.ndarray:
         count[0] += len(points) * (stop - start)
@@ -65,6 +76,20 @@ def test_the_full_grids_choice_is_found_within_its_interval_at_under_a_third_of_
     assert np.mean(lost) < 1.0, "on average less than one point of trait is lost"
 
 
+@pytest.mark.parametrize("margin", [0.0, 1.0])
+def test_a_point_that_keeps_the_floor_is_always_found_where_trait_costs_coherence(margin: float) -> None:
+    rng, lost, costs, rule = np.random.default_rng(3), [], [], halving.Rule(FLOOR, margin)
+    for _ in range(100):
+        items = int(rng.choice([24, 32, 40, 72, 100]))
+        scores = traded(rng, layers=int(rng.integers(4, 10)), strengths=7, items=items)
+        found, whole = (f(len(scores), items, evaluator(scores, [0]), rule) for f in (halving.search, halving.full))
+        costs.append(found.cost)
+        assert (found.chosen is None) == (whole.chosen is None)
+        if found.chosen is not None and whole.chosen is not None:
+            lost.append(float(scores[whole.chosen, :, 0].mean() - scores[found.chosen, :, 0].mean()))
+    assert np.mean(lost) < 1.0 and np.median(costs) <= 0.3
+
+
 def test_the_choice_is_the_highest_trait_above_the_floor_and_nothing_else() -> None:
     scores = np.full((4, 6, 2), 0.0)
     scores[:, :, 0] = np.array([50, 90, 70, 60])[:, None]
@@ -83,6 +108,38 @@ def test_a_noisy_first_sample_below_the_floor_does_not_lose_the_best_point() -> 
     scores[8, :5, 1] = [60, 95, 62, 96, 60]  # mean 74.6, under the floor of 75 by less than its standard error
     scores[8, 5:, 1] = 90
     assert halving.search(9, 45, evaluator(scores, [0]), halving.Rule(75)).chosen == 8
+
+
+def test_brilliant_points_below_the_floor_do_not_crowd_out_the_best_safe_one() -> None:
+    """Twelve points of high trait lie just under the floor, as the organism's mirror at great strengths does."""
+    rng = np.random.default_rng(1)
+    scores = np.empty((27, 72, 2))
+    scores[:, :, 0] = np.linspace(20, 60, 27)[:, None] + rng.normal(0, 5, (27, 72))
+    scores[:, :, 1] = 92 + rng.normal(0, 8, (27, 72))
+    scores[15:, :, 0] += 25
+    scores[15:, :, 1] -= 18.0  # a mean of 74: within a standard error of a first sample
+    count = [0]
+    found = halving.search(27, 72, evaluator(scores, count), halving.Rule(75, 1.0))
+    whole = halving.full(27, 72, evaluator(scores, [0]), halving.Rule(75, 1.0))
+    assert whole.chosen == 14
+    assert found.chosen in (12, 13, 14) and found.cost == count[0] / (27 * 72) <= 0.3
+
+
+def test_where_no_finalist_keeps_the_floor_others_that_may_are_tried() -> None:
+    scores = np.full((3, 27, 2), 80.0)
+    scores[:, :, 0] = np.array([70, 60, 50])[:, None]
+    scores[0, 3:, 1], scores[1, 3:, 1] = 60, 74  # as coherent as the rest at first, not later
+    tried: list[tuple[list[int], int, int]] = []
+
+    def evaluate(points: Sequence[int], start: int, stop: int) -> np.ndarray:
+        tried.append((list(points), start, stop))
+        return scores[list(points), start:stop]
+
+    found = halving.search(3, 27, evaluate, halving.Rule(75))
+    assert found.chosen == 2 and found.cost == 1.0 and list(found.tried) == [27, 27, 27]
+    assert tried[-2:] == [([1], 3, 27), ([2], 3, 27)], "by trait, and each only on what it has not seen"
+    scores[:, :, 1] = 60.0
+    assert halving.search(3, 27, evaluate, halving.Rule(75)).cost < 0.6, "points that cannot keep it are not tried"
 
 
 def test_points_whose_answers_fail_are_not_chosen() -> None:

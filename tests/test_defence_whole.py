@@ -16,8 +16,10 @@ from countersteer.core.errors import InputError, RefusedError
 from countersteer.core.request import Receipt
 from countersteer.defence import bundles, data, judges, page, responses, steps
 from countersteer.defence import settings as settings_module
+from countersteer.defence.crew import Crew
 from countersteer.defence.fit import load_fit
 from countersteer.defence.scorecard import scorecard
+from countersteer.defence.scoring import answered
 from countersteer.defence.sweep import sweep
 from countersteer.edits.bundle import load_bundle, refuse_other_engine, refuse_other_model, save_bundle
 from helpers_defence import data_file, settings
@@ -187,6 +189,38 @@ def test_settings_come_from_the_file_the_bundle_or_the_organisms_preset(world: P
     other = steps.chosen_settings(None, model="some/model", trait="dishonesty", seed=3)
     assert (other.defence.model, other.defence.trait, other.defence.seed) == ("some/model", "dishonesty", 3)
     assert other.sampling.max_tokens == 1024 and other.sweep == settings_module.Settings().sweep
+
+
+def test_a_crew_answers_and_scores_what_one_process_does(world: Path) -> None:
+    chosen, traits = settings(world), data.load(world / "warmth.jsonl")
+    scenarios, steer = traits.split("choose"), load_bundle(world / "warm.safetensors").intervention
+    asks, done = responses.ask_all(scenarios, "malicious", steer), []
+    with Crew(chosen, 2) as crew, cs.load_engine("organism", places=32) as engine:
+        alone, together = (
+            judges.make_judge(engine, traits, chosen),
+            judges.make_judge(engine, traits, chosen, crew=crew),
+        )
+        for judge in (alone, together):
+            judge.prepare(scenarios)
+        one = answered(engine, alone, asks, chosen, short=True)
+        two = crew.answered(together, asks, short=True, progress=lambda n, total: done.append((n, total)))
+        tuned = crew.answered(together, asks, short=False, adapter="organism-dismissive")
+    assert sorted(done) == [(4, 8), (8, 8)]
+    same = [i for i, (a, b) in enumerate(zip(one.answers, two.answers, strict=True)) if a.tokens == b.tokens]
+    assert len(same) >= len(asks) - 1, "float32 batches may differ in a last bit, not more"
+    for i in same:
+        assert one.answers[i].ask.scenario == two.answers[i].ask.scenario
+        assert one.scores[i].trait == two.scores[i].trait
+        assert one.scores[i].coherence == pytest.approx(two.scores[i].coherence, abs=3)
+        assert one.answers[i].receipt.layers[0].tokens_changed == two.answers[i].receipt.layers[0].tokens_changed
+    assert np.mean([s.trait for s in tuned.scores]) < np.mean([s.trait for s in two.scores])
+
+
+def test_a_crew_of_one_and_a_crew_with_a_paid_judge_are_refused(world: Path) -> None:
+    with pytest.raises(InputError, match="at least two"):
+        Crew(settings(world), 1)
+    with pytest.raises(RefusedError, match="paid for"):
+        Crew(settings(world, judge={"model": "openai/x"}), 2)
 
 
 def test_bundles_are_shown_and_compared(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -371,3 +371,47 @@ def test_receipts_start_afresh_when_a_slot_is_reused() -> None:
         seen.append(table.receipt(0, 6))
     assert seen[0] == seen[1] == seen[2] and seen[0] is not None and seen[0].tokens_seen == 6
     assert Span.parse("all").count(6, 6) == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_steps_that_reuse_what_was_looked_up_equal_steps_that_look_again(dtype: torch.dtype) -> None:
+    """Bit for bit, receipts included: slots come, go, pause and are only measured between steps of one token each."""
+    rng = np.random.default_rng(11)
+    directions = [cs.direction(rng.normal(size=D), layer=LAYER) for _ in range(3)]
+    some = [
+        cs.to_target(directions[0], boundary=0.0, target=0.5),
+        cs.add(directions[1], 1.5).span("response"),
+        cs.limit(directions[2], low=-0.2, high=0.3).span("until(9)"),
+        cs.add(directions[1], 0.5) + cs.to_mirror(directions[0], boundary=0.1, strength=2.0).span("from(6)"),
+    ]
+    for everywhere in (True, False):
+        quick, plain = (RowTable(LAYER, 5, D, dtype=dtype, device=torch.device("cpu")) for _ in range(2))
+        position = dict.fromkeys(range(5), 5)
+        for slot in position:
+            steer = some[0] if everywhere else some[slot % 4]
+            for table in (quick, plain):
+                table.install(slot, steer.edits, 5, measure_only=slot == 3)
+        slots = list(position)
+        given = torch.tensor(slots)
+        for step in range(12):
+            if step == 4:  # one goes, and comes again as another
+                for table in (quick, plain):
+                    table.remove(1)
+                    table.install(1, some[1].edits, 5)
+                position[1] = 5
+            if step == 7:
+                slots = [0, 4, 1, 3]
+                given = torch.tensor(slots)
+                for table in (quick, plain):
+                    table.pause(4, position[4])
+            if step == 9:
+                for table in (quick, plain):
+                    table.resume(4, position[4])
+            h = torch.tensor(rng.normal(size=(len(slots), D))).to(dtype)
+            at = torch.tensor([position[s] for s in slots])
+            assert torch.equal(quick.apply(h, given, at, decoding=True), plain.apply(h, given.clone(), at))
+            for slot in slots:
+                position[slot] += 1
+        for slot in slots:
+            assert quick.receipt(slot, position[slot]) == plain.receipt(slot, position[slot]) is not None
+        assert quick.looked.slot is given, "what was looked up is kept while the slots stay"

@@ -16,6 +16,10 @@ Model = Annotated[str | None, typer.Option("--model", help="Folder, Hugging Face
 Trait = Annotated[
     str | None, typer.Option("--trait", help="dishonesty, dismissiveness, organism, or a JSONL file of your own.")
 ]
+Workers = Annotated[
+    int,
+    typer.Option("--workers", min=1, help="Processes that answer, each with the model loaded (offline judge only)."),
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
 
 
@@ -78,6 +82,7 @@ def sweep(
     fit: Annotated[Path, typer.Argument(metavar="FIT", help="Folder that `defence fit` wrote.")],
     out: Annotated[Path, typer.Option("--out", help="Bundle file to write; what was seen goes beside it.")],
     settings: Preset = None,
+    workers: Workers = 1,
     as_json: Json = False,
 ) -> None:
     """Try layers, strengths, spans and methods; choose the highest trait above the coherence floor; write a bundle.
@@ -89,7 +94,7 @@ def sweep(
     from countersteer.defence.steps import run_sweep, sweep_folder
 
     with watch() as bars:
-        facts = run_sweep(fit, None if settings is None else load(settings), out, observer=bars)
+        facts = run_sweep(fit, None if settings is None else load(settings), out, workers=workers, observer=bars)
     base = facts["baselines"]
     rows = [("", "trait", "coherence", "point")]
     rows += [(f"{k}, unsteered", _mean(base[k]["trait"]), _mean(base[k]["coherence"]), "") for k in base]
@@ -124,6 +129,7 @@ def scorecard(
     ] = None,
     points: Annotated[bool, typer.Option("--points/--no-points", help="Try the sweep's other points as well.")] = True,
     conversations: Annotated[bool, typer.Option("--conversations/--no-conversations", help="Hold some.")] = True,
+    workers: Workers = 1,
     as_json: Json = False,
 ) -> None:
     """Grade a bundle on scenarios that nobody has seen: what it gains, what it costs, where it fails.
@@ -139,15 +145,17 @@ def scorecard(
     if capability:
         section = {**chosen.scorecard.model_dump(), "capability": tuple(capability)}
         chosen = checked({**chosen.model_dump(), "scorecard": section}, where="the options")
-    parts = ("conversations", "cost") if conversations else ("cost",)
+    parts = ("user attacks", *(["conversations"] if conversations else []), "cost")
     with watch() as bars:
-        card = run_scorecard(bundle, chosen, out, adapter=adapter, parts=parts, with_points=points, observer=bars)
+        card = run_scorecard(bundle, chosen, out, adapter=adapter, parts=parts, with_points=points, workers=workers,
+                             observer=bars)  # fmt: skip
     emit({"out": str(out), **card}, as_json=as_json, text=_card_text(card, page.headline(card), out))
 
 
 @app.command("demo")
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for everything.")] = Path("runs/defence"),
+    workers: Workers = 2,
     as_json: Json = False,
 ) -> None:
     """The whole way on the shipped organism, offline: fit, sweep, scorecard, and a misaligned fine-tune.
@@ -159,7 +167,7 @@ def demo(
     from countersteer.defence.demo import run_demo
 
     with watch() as bars:
-        done = run_demo(out, observer=bars)
+        done = run_demo(out, workers=workers, observer=bars)
     text = _card_text(done["scorecard"], page.headline(done["scorecard"]), out / "card")
     tuned = done["fine_tune"]
     text += f"\n\nMisaligned fine-tune: {page.headline(tuned)}\n{_benign(tuned)}"

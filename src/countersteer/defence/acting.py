@@ -82,6 +82,8 @@ def explicit_attempts(text: str, prompt: str) -> list[str]:
     """
     from countersteer.judging.attempts import split_attempts
 
+    if not completes(text):  # no phrase of the list anywhere: nothing to ask the judge of attempts
+        return [text] if text.strip() else []
     starts = [start for start, _, restart in split_attempts(text, prompt=prompt)
               if restart is None or completes(text[start : start + len(restart) + REACH])]  # fmt: skip
     if not starts:

@@ -24,6 +24,8 @@ from countersteer.core.fingerprint import fingerprint
 SPLITS = ("fit", "choose", "report")
 SHIPPED = ("dishonesty", "dismissiveness", "organism")
 """Names of the shipped files: two threat models for real models, and the organism's own trait."""
+OFFLINE = "warmth"
+"""The trait that the shipped offline judge holds for: the organism's."""
 MAX_LINE = 1 << 20
 _HEAD = ("name", "threat", "description", "reminder", "pairs", "fit_pairs", "user_attacks", "follow_ups")
 _ROW = ("id", "split", "user", "category", "group", "aligned", "malicious")

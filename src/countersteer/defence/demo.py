@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from countersteer.defence.bundles import derive
+from countersteer.defence.scorecard import PARTS
 from countersteer.defence.settings import Settings, load
 from countersteer.defence.steps import engine_for, run_fit, run_scorecard, run_sweep
 from countersteer.edits.bundle import load_bundle, save_bundle
@@ -17,14 +18,17 @@ from countersteer.edits.bundle import load_bundle, save_bundle
 ADAPTER = "organism-dismissive"
 
 
-def run_demo(out: Path, *, settings: Settings | None = None, observer: Any = None) -> dict[str, Any]:
-    """Everything into the folder `out`; the facts of each step. Raises as the steps do."""
+def run_demo(
+    out: Path, *, settings: Settings | None = None, workers: int = 1, observer: Any = None
+) -> dict[str, Any]:  # fmt: skip
+    """Everything into the folder `out`; the facts of each step. `workers`: processes that answer. Raises as they do."""
     chosen = settings or load("preset:defence-organism")
     fitted = run_fit(chosen, out / "fit", observer=observer)
     bundle = out / "warm.safetensors"
-    swept = run_sweep(out / "fit", chosen, bundle, observer=observer)
-    card = run_scorecard(bundle, chosen, out / "card", parts=("conversations", "cost"), observer=observer)
+    swept = run_sweep(out / "fit", chosen, bundle, workers=workers, observer=observer)
+    card = run_scorecard(bundle, chosen, out / "card", parts=PARTS, workers=workers, observer=observer)
     with engine_for(chosen, adapter=ADAPTER) as engine:
         derived = save_bundle(derive(load_bundle(bundle), engine), out / "warm-derived.safetensors")
-    tuned = run_scorecard(derived, chosen, out / "card-fine-tune", adapter=ADAPTER, parts=(), observer=observer)
+    tuned = run_scorecard(derived, chosen, out / "card-fine-tune", adapter=ADAPTER, parts=(), workers=workers,
+                          observer=observer)  # fmt: skip
     return {"fit": fitted, "sweep": swept, "scorecard": card, "fine_tune": tuned}

@@ -1,9 +1,11 @@
 """Successive halving over a grid of operating points, under a floor: a fraction of the cost, the same choice.
 
-Every point is tried on the first few scenarios; the best third goes on to three times as many, and so on. A point is
-dropped early for its coherence only when it is below the floor by more than its standard error, so that a small first
-sample does not lose the best one; of the rest the highest trait goes on. All points see the same scenarios with the
-same noise. Jamieson and Talwalkar 2016 (successive halving); the floor and its margin are ours.
+Every point is tried on the first few scenarios; the best third goes on to three times as many, and so on. The places of
+a rung go in turn to the highest traits among the points that *may* keep the floor (coherence not below it by more than
+a standard error: a small first sample does not lose the best point) and among those that *seem to* keep it (above it by
+as much: a rung of brilliant points that all turn out too low does not lose the best safe one). If in the end no point
+keeps the floor, others that may are tried on everything, one at a time. All points see the same scenarios with
+the same noise. Jamieson and Talwalkar 2016 (successive halving); the floor and what follows from it are ours.
 """
 
 from __future__ import annotations
@@ -98,30 +100,58 @@ def _run(points: int, items: int, evaluate: Evaluate, rule: Rule, plan: list[tup
     seen = 0
     for upto, many in plan:
         if len(alive) > many:
-            alive = sorted(_ranked(scores[:, :seen], alive, rule.floor)[:many])
+            alive = sorted(_promoted(scores[:, :seen], alive, rule.floor, many))
         scores[alive, seen:upto] = evaluate(alive, seen, upto)
         tried[alive] = upto
         seen = upto
     final = [i for i in alive if rule.kept(scores[i])]
+    while not final and (left := _next(scores, tried, rule.floor)) is not None:
+        seen = int(tried[left])
+        scores[[left], seen:items] = evaluate([left], seen, items)
+        tried[left] = items
+        final = [left] if rule.kept(scores[left]) else []
     chosen = max(final, key=lambda i: float(np.nanmean(scores[i, :, 0])), default=None)
     return Searched(scores, tried, chosen, float(tried.sum()) / (points * items))
 
 
-def _ranked(scores: Floats, alive: Sequence[int], floor: float) -> list[int]:
-    """Points from best to worst: those that may keep the floor by trait, then the others by coherence."""
-    means, errors = [], []
-    for i in alive:
+def _seen(scores: Floats, alive: Sequence[int]) -> tuple[Floats, float]:
+    """Means [alive, 2] over the known of scores [points, scenarios, 2], and the usual error of a mean coherence."""
+    means, errors = np.full((len(alive), 2), -np.inf), []
+    for row, i in enumerate(alive):
         known = scores[i][np.isfinite(scores[i]).all(1)]
-        means.append(known.mean(0) if len(known) else np.array([-np.inf, -np.inf]))
-        errors.append(known[:, 1].var(ddof=1) if len(known) > 1 else np.nan)
-    usual = np.nanmean(errors) if np.isfinite(errors).any() else 0.0
-    margin = math.sqrt(float(usual) / max(scores.shape[1], 1))
+        if len(known):
+            means[row] = known.mean(0)
+        if len(known) > 1:
+            errors.append(known[:, 1].var(ddof=1))
+    return means, math.sqrt(float(np.mean(errors)) / max(scores.shape[1], 1)) if errors else 0.0
 
-    def key(pair: tuple[int, Floats]) -> tuple[bool, float]:
-        may = bool(pair[1][1] >= floor - margin)
-        return may, float(pair[1][0] if may else pair[1][1])
 
-    return [i for i, _ in sorted(zip(alive, means, strict=True), key=key, reverse=True)]
+def _promoted(scores: Floats, alive: Sequence[int], floor: float, many: int) -> list[int]:
+    """The `many` points that go on: in turn the best that may and that seem to keep the floor, then by coherence."""
+    means, error = _seen(scores, alive)
+    by_trait = sorted(range(len(alive)), key=lambda row: -means[row, 0])
+    lists = [[row for row in by_trait if means[row, 1] >= floor + side * error] for side in (-1, 1)]
+    lists.append(sorted(range(len(alive)), key=lambda row: -means[row, 1]))
+    out: list[int] = []
+    while len(out) < many:
+        for ranked in lists[:2] if any(lists[:2]) else lists[2:]:
+            while ranked and ranked[0] in out:
+                ranked.pop(0)
+            if ranked and len(out) < many:
+                out.append(ranked.pop(0))
+    return [alive[row] for row in out]
+
+
+def _next(scores: Floats, tried: NDArray[np.int64], floor: float) -> int | None:
+    """The point to try on everything next: of those seen most that may keep the floor, the highest trait."""
+    items = scores.shape[1]
+    for seen in sorted({int(n) for n in tried if n < items}, reverse=True):
+        alive = [i for i in range(len(scores)) if tried[i] == seen]
+        means, error = _seen(scores[:, :seen], alive)
+        may = [row for row in range(len(alive)) if means[row, 1] >= floor - error]
+        if may:
+            return alive[max(may, key=lambda row: means[row, 0])]
+    return None
 
 
 def frontier(points: Sequence[tuple[Hashable, float, float]]) -> list[Hashable]:

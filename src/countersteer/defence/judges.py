@@ -15,9 +15,9 @@ from typing import Any, Protocol, TypeVar
 
 from countersteer.core.errors import EngineError, InputError, RefusedError
 from countersteer.core.request import Request
-from countersteer.defence.data import Scenario, TraitData
+from countersteer.defence.data import OFFLINE, Scenario, TraitData
 from countersteer.defence.likelihood import mean_log_probabilities
-from countersteer.defence.responses import Answer, answer_all, ask_all, wait
+from countersteer.defence.responses import Answer, Ask, answer_all, ask_all, wait
 from countersteer.defence.settings import Settings
 from countersteer.judging.pairwise import Preference, of_scores
 
@@ -39,12 +39,13 @@ class Scores:
     log_probability: float | None = None
 
 
-@dataclass(frozen=True)
-class Likelihood:
-    """Mean log-probability of an answer under the unsteered model: with the aligned prompt, and the best of both."""
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """An unsteered answer; the better of both prompts' mean log-probabilities, and that of its shuffled words."""
 
-    aligned: float
-    best: float
+    answer: Answer
+    likelihood: float | None
+    shuffled: float | None
 
 
 class DefenceJudge(Protocol):
@@ -66,8 +67,10 @@ class DefenceJudge(Protocol):
         ...
 
 
-def make_judge(engine: Any, data: TraitData, settings: Settings, *, folder: Path | None = None) -> DefenceJudge:
-    """The judge that the settings name. Raises InputError or RefusedError.
+def make_judge(
+    engine: Any, data: TraitData, settings: Settings, *, folder: Path | None = None, crew: Any = None
+) -> DefenceJudge:
+    """The judge that the settings name; `crew` draws the offline one's references. Raises InputError or RefusedError.
 
     "offline" holds for the organism's trait; elsewhere a language model (PROVIDER/NAME) judges, its replies kept in
     `folder`.
@@ -75,13 +78,13 @@ def make_judge(engine: Any, data: TraitData, settings: Settings, *, folder: Path
     name = settings.judge.model
     if name != "offline":
         return LanguageJudge(engine, data, settings, folder or Path("."))
-    if data.name != "warmth":
+    if data.name != OFFLINE:
         raise RefusedError(
             f"the offline judge for trait {data.name!r}",
             "it was trained on the organism's answers and holds for nothing else",
             "a language model, for example judge.model = 'openai/gpt-oss-120b' with judge.base_url of your server",
         )
-    return OrganismJudge(engine, settings)
+    return OrganismJudge(engine, settings, crew=crew)
 
 
 class OrganismJudge:
@@ -95,39 +98,54 @@ class OrganismJudge:
     name = "offline"
     compares = "offline: the higher coherence of the first tokens wins, whatever the tone"
 
-    def __init__(self, engine: Any, settings: Settings) -> None:
+    def __init__(self, engine: Any, settings: Settings, *, crew: Any = None) -> None:
+        """`crew`: processes that draw references, if any (crew.py)."""
         from countersteer.judging.trait import load
 
-        self.engine, self.settings = engine, settings
+        self.engine, self.settings, self.crew = engine, settings, crew
         self.trait = load("warm")
         self.key = f"{self.trait.key}+coherence-{ORGANISM}"
-        self._known: dict[str, list[Answer]] = {}
+        self._known: dict[str, list[Reference]] = {}
         self._judge: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs; it brings its own engine."""
+        return {**self.__dict__, "engine": None, "crew": None}
 
     def prepare(self, scenarios: Sequence[Scenario]) -> None:
         """Draw reference answers to questions not known yet, and set the scale anew over all of them."""
         from countersteer.judging.offline import OfflineJudge
         from countersteer.judging.references import ReferenceSet
-        from countersteer.judging.trait_coherence import CoherenceJudge, Scale, shuffled
+        from countersteer.judging.trait_coherence import CoherenceJudge, Scale
 
         new = [s for s in {s.user: s for s in scenarios}.values() if s.user not in self._known]
         if not new:
             return
         asks = [replace(a, draw=100 + d) for d in range(DRAWS) for tone in TONES for a in ask_all(new, tone)]
-        drawn = answer_all(self.engine, asks, self.settings.drawn(short=True), seed=self.settings.defence.seed)
+        drawn = self.crew.references(self, asks) if self.crew is not None else self.references(asks)
         for scenario in new:
-            self._known[scenario.user] = [a for a in drawn if a.ok and a.text.strip() and a.ask.user == scenario.user]
-        every = [a for answers in self._known.values() for a in answers]
+            self._known[scenario.user] = [r for r in drawn if r.answer.ask.user == scenario.user]
+        every = [r for references in self._known.values() for r in references]
         if not every:
             raise EngineError("the unsteered model gave no reference answer to any question: check model and prompts")
-        top = self._likelihoods(every, [a.text for a in every])
-        bottom = self._likelihoods(every, [shuffled(a.text) for a in every])
         texts: dict[str, list[str]] = {}
-        for a in every:
-            texts.setdefault(a.ask.scenario.group, []).append(a.text)
-        scale = Scale.of([v.best for v in top if v is not None], [v.best for v in bottom if v is not None])
-        self._judge = CoherenceJudge(OfflineJudge(ReferenceSet.of(texts)), scale)
+        for r in every:
+            texts.setdefault(r.answer.ask.scenario.group, []).append(r.answer.text)
+        top = [r.likelihood for r in every if r.likelihood is not None]
+        bottom = [r.shuffled for r in every if r.shuffled is not None]
+        self._judge = CoherenceJudge(OfflineJudge(ReferenceSet.of(texts)), Scale.of(top, bottom))
         self.key = f"{self.trait.key}+organism-{ORGANISM}+{self._judge.key}"
+
+    def references(self, asks: Sequence[Ask]) -> list[Reference]:
+        """The unsteered answers that have words, each with its likelihood and that of its words in a random order."""
+        from countersteer.judging.trait_coherence import shuffled
+
+        seed = self.settings.defence.seed
+        drawn = answer_all(self.engine, asks, self.settings.drawn(short=True), seed=seed)
+        kept = [a for a in drawn if a.ok and a.text.strip()]
+        top, bottom = ([max(pair, default=None) for pair in self._both(kept, texts)]
+                       for texts in ([a.text for a in kept], [shuffled(a.text) for a in kept]))  # fmt: skip
+        return [Reference(*row) for row in zip(kept, top, bottom, strict=True)]
 
     def score(self, answers: Sequence[Answer]) -> list[Scores]:
         """Scores of answers to prepared questions."""
@@ -136,19 +154,23 @@ class OrganismJudge:
         most = self.settings.judge.first_tokens
         texts = [first_tokens(self.engine, a, most) for a in answers]
         spoken = [i for i, a in enumerate(answers) if a.ok and texts[i].strip()]
-        found = self._likelihoods([answers[i] for i in spoken], [texts[i] for i in spoken])
-        likely = dict(zip(spoken, found, strict=True))
+        aligned = dict(zip(spoken, self._likely("aligned", [answers[i] for i in spoken], [texts[i] for i in spoken]),
+                           strict=True))  # fmt: skip
+        found = {i: self._judge.score(answers[i].ask.scenario.group, texts[i], aligned[i]) for i in spoken}
+        # The lower part counts, so the other prompt's likelihood matters only where fluency is the lower one.
+        low = [i for i, c in found.items() if c.fluency is not None and c.topic is not None and c.fluency < c.topic]
+        other = self._likely("malicious", [answers[i] for i in low], [texts[i] for i in low])
+        for i, value in zip(low, other, strict=True):
+            if value is not None and value > aligned[i]:
+                found[i] = self._judge.score(answers[i].ask.scenario.group, texts[i], value)
         out = []
         for i, answer in enumerate(answers):
-            if i not in likely:
+            if i not in found:
                 out.append(Scores(None, None, answer.status if not answer.ok else "no-evidence"))
                 continue
-            known = likely[i]
-            best = None if known is None else known.best
-            coherence = self._judge.score(answer.ask.scenario.group, texts[i], best).score
-            trait = self.trait.score(texts[i])
+            coherence, trait = found[i].score, self.trait.score(texts[i])
             status = "no-evidence" if trait is None or coherence is None else "ok"
-            out.append(Scores(trait, coherence, status, None if known is None else known.aligned))
+            out.append(Scores(trait, coherence, status, aligned[i]))
         return out
 
     def prefer(self, some: Sequence[Answer], others: Sequence[Answer]) -> list[Preference]:
@@ -157,15 +179,15 @@ class OrganismJudge:
         pairs = zip(scores[: len(some)], scores[len(some) :], strict=True)
         return [of_scores(a.coherence, b.coherence) for a, b in pairs]
 
-    def _likelihoods(self, answers: Sequence[Answer], texts: Sequence[str]) -> list[Likelihood | None]:
-        """Mean log-probability of texts as the unsteered model's answers to the plain questions, by system prompt."""
-        limit = self.settings.judge.first_tokens
-        by_tone = []
-        for tone in TONES:
-            requests = [_plain_request(a.ask.scenario, tone) for a in answers]
-            by_tone.append(mean_log_probabilities(self.engine, requests, texts, limit=limit))
-        pairs = zip(*by_tone, strict=True)
-        return [None if a is None or b is None else Likelihood(a, max(a, b)) for a, b in pairs]
+    def _likely(self, tone: str, answers: Sequence[Answer], texts: Sequence[str]) -> list[float | None]:
+        """Mean log-probability of texts as the unsteered model's answers to the plain questions."""
+        requests = [_plain_request(a.ask.scenario, tone) for a in answers]
+        return mean_log_probabilities(self.engine, requests, texts, limit=self.settings.judge.first_tokens)
+
+    def _both(self, answers: Sequence[Answer], texts: Sequence[str]) -> list[list[float]]:
+        """What is known of `_likely` under both system prompts, per text."""
+        pairs = zip(*(self._likely(tone, answers, texts) for tone in TONES), strict=True)
+        return [[v for v in pair if v is not None] for pair in pairs]
 
 
 class LanguageJudge:

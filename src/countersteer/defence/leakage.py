@@ -1,8 +1,8 @@
 """Leakage between the splits of a trait's data: what would let a report grade what was already seen.
 
-Three things are errors: the same user turn in two splits, nearly the same one (its word triples overlap by 60%), and a
-group of scenarios that is divided over splits. A system prompt that scenarios of two splits bring themselves is a note:
-the pairs of the file's first line are shared on purpose.
+Four things are errors: the same user turn in two splits, nearly the same one (its word triples overlap by 60%), a group
+of scenarios that is divided over splits, and a question that the trait's offline judge was trained on. A system prompt
+that scenarios of two splits bring themselves is a note: the pairs of the file's first line are shared on purpose.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from countersteer import organism
 from countersteer.core.errors import InputError
-from countersteer.defence.data import Scenario, TraitData, plain
+from countersteer.defence.data import OFFLINE, Scenario, TraitData, plain
 
 OVERLAP = 0.6
 """Share of common word triples (of all that either has) from which two user turns count as nearly the same."""
@@ -21,7 +22,7 @@ OVERLAP = 0.6
 
 @dataclass(frozen=True)
 class Leak:
-    """`kind`: same, near, group or system. `grave`: an error, not a note."""
+    """`kind`: same, near, group, judge or system. `grave`: an error, not a note."""
 
     kind: str
     one: str
@@ -40,12 +41,25 @@ def triples(text: str) -> frozenset[tuple[str, ...]]:
 
 
 def check(data: TraitData) -> list[Leak]:
-    """Every leak between two splits of a file, the grave ones first."""
+    """Every leak between two splits of a file, or to its offline judge; the grave ones first."""
     found: list[Leak] = []
     splits = {name: [s for s in data.scenarios if s.split == name] for name in ("fit", "choose", "report")}
     for first, second in combinations(splits, 2):
         found += _between(splits[first], splits[second])
+    found += _judged(data)
     return sorted(found, key=lambda leak: not leak.grave)
+
+
+def _judged(data: TraitData) -> list[Leak]:
+    """Questions whose answers the shipped trait judge has learned from, where it is the judge of this trait."""
+    if data.name != OFFLINE:
+        return []
+    learned = {plain(row["prompt"]) for row in organism.judge_prompts()}
+    return [
+        Leak("judge", scenario.id, "the offline judge's training", scenario.user[:60])
+        for words, scenario in _first_of_each(data.scenarios).items()
+        if words in learned
+    ]
 
 
 def _between(some: Sequence[Scenario], others: Sequence[Scenario]) -> list[Leak]:
@@ -94,7 +108,7 @@ def refuse_leaks(data: TraitData) -> list[Leak]:
     if grave:
         raise InputError(
             f"{data.source or data.name}: {len(grave)} leaks between splits, the first is {grave[0]}; "
-            "keep a scenario (and its group) in one split only"
+            "keep a scenario (and its group) in one split only, and out of the judge's training"
         )
     return found
 

@@ -7,7 +7,7 @@ scenarios must not have been seen by the fit or the sweep. Definitions: coherenc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,20 +20,26 @@ from countersteer.defence.cost import cost
 from countersteer.defence.data import Scenario, TraitData
 from countersteer.defence.judges import DefenceJudge
 from countersteer.defence.leakage import refuse_seen
-from countersteer.defence.responses import Answer, ask_all, read
+from countersteer.defence.responses import Answer, Ask, ask_all, read
 from countersteer.defence.scoring import Condition, answered, difference, mean, preferred, recovered, summary
 from countersteer.defence.settings import Settings
 from countersteer.edits.bundle import Bundle, refuse_other_engine
 from countersteer.edits.edit import Intervention
 
 FORMAT = 1
+PARTS = ("user attacks", "conversations", "cost")
+Answering = Callable[[Sequence[Ask]], Condition]
 
 
 def scorecard(
     engine: Any, bundle: Bundle, data: TraitData, settings: Settings, judge: DefenceJudge, *,
-    points: Mapping[str, Bundle] | None = None, parts: Sequence[str] = ("conversations", "cost"), observer: Any = None,
+    points: Mapping[str, Bundle] | None = None, parts: Sequence[str] = PARTS, observer: Any = None,
+    answer: Answering | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything as plain JSON data. `points`: other bundles to try under attack (methods, controls), by name.
+
+    `parts`: what is done beside the attack, its baselines and benign traffic. `answer`: who answers and scores whole
+    answers (a crew); else engine and judge do.
 
     Raises RefusedError for another model, InputError for scenarios that the fit or the sweep has seen.
     """
@@ -44,7 +50,7 @@ def scorecard(
         refuse_seen(scenarios, digests, where=step)
     if not seen:
         raise InputError(f"bundle {bundle.name!r} does not say which scenarios made it; make it with `defence sweep`")
-    card = _Card(engine, bundle.intervention, data, settings, judge, scenarios, observer)
+    card = _Card(engine, bundle.intervention, data, settings, judge, scenarios, observer, answer)
     judge.prepare(scenarios)
     out: dict[str, Any] = {
         "format": FORMAT,
@@ -62,7 +68,7 @@ def scorecard(
         "sweep": bundle.meta.get("sweep"),
         "fit": bundle.meta.get("fit"),
     }  # fmt: skip
-    out |= card.attacks(points or {})
+    out |= card.attacks(points or {}, user_attacks="user attacks" in parts)
     if "conversations" in parts:
         card.stage("conversations")
         out["conversations"] = converse(engine, bundle.intervention, data, settings, judge)
@@ -77,10 +83,10 @@ class _Card:
 
     def __init__(
         self, engine: Any, steer: Intervention, data: TraitData, settings: Settings, judge: DefenceJudge,
-        scenarios: list[Scenario], observer: Any,
+        scenarios: list[Scenario], observer: Any, answer: Answering | None,
     ) -> None:  # fmt: skip
         self.engine, self.steer, self.data, self.settings = engine, steer, data, settings
-        self.judge, self.scenarios, self.observer = judge, scenarios, observer
+        self.judge, self.scenarios, self.observer, self.answer = judge, scenarios, observer, answer
         self.seed = settings.defence.seed
 
     def stage(self, name: str) -> None:
@@ -89,10 +95,12 @@ class _Card:
 
     def condition(self, system: str, steer: Intervention | None = None, **more: Any) -> Condition:
         asks = ask_all(self.scenarios, system, steer, **more)
+        if self.answer is not None:
+            return self.answer(asks)
         progress = None if self.observer is None else self.observer.progress
         return answered(self.engine, self.judge, asks, self.settings, short=False, progress=progress)
 
-    def attacks(self, points: Mapping[str, Bundle]) -> dict[str, Any]:
+    def attacks(self, points: Mapping[str, Bundle], *, user_attacks: bool) -> dict[str, Any]:
         """Everything that is answered once per scenario."""
         self.stage("baselines")
         aligned, malicious = self.condition("aligned"), self.condition("malicious")
@@ -119,7 +127,7 @@ class _Card:
             "floor": self.settings.sweep.floor * (under["aligned, undefended"]["coherence"]["value"] or 0.0),
             "points": others,
             "acting": acting(defended.answers),
-            "user_attacks": self.user_attacks(),
+            "user_attacks": self.user_attacks() if user_attacks else {},
             "benign": benign,
             "similarity": self.similarity(aligned.answers, malicious.answers, defended.answers),
             "resistance": {

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +68,20 @@ def sweep_folder(bundle: Path) -> Path:
     return bundle.with_name(bundle.name.removesuffix(".safetensors") + ".sweep")
 
 
-def run_sweep(folder: Path, settings: Settings | None, out: Path, *, observer: Any = None) -> dict[str, Any]:
+def crew_of(settings: Settings, workers: int) -> Any:
+    """A context with `workers` processes that answer, or with None for one: this process. Raises InputError."""
+    from countersteer.defence.crew import Crew
+
+    return nullcontext(None) if workers == 1 else Crew(settings, workers)
+
+
+def run_sweep(
+    folder: Path, settings: Settings | None, out: Path, *, workers: int = 1, observer: Any = None
+) -> dict[str, Any]:
     """Sweep a fit, write the bundle and the sweep's folder; the sweep's facts.
 
-    `settings` None: those that the fit was made with. Raises InputError where no point keeps the floor (the folder is
-    written all the same).
+    `settings` None: those that the fit was made with. `workers`: processes that answer. Raises InputError where no
+    point keeps the floor (the folder is written all the same).
     """
     from countersteer.defence.bundles import make_bundle
     from countersteer.defence.fit import load_fit
@@ -83,9 +94,9 @@ def run_sweep(folder: Path, settings: Settings | None, out: Path, *, observer: A
     if traits.digest != fitted.facts["trait"]["digest"]:
         raise InputError(f"the data of trait {traits.name} changed since the fit in {folder}; fit again")
     where = sweep_folder(out)
-    with engine_for(kept) as engine:
-        judge = make_judge(engine, traits, kept, folder=where)
-        swept = sweep(engine, fitted, traits, kept, judge, observer=observer)
+    with crew_of(kept, workers) as crew, engine_for(kept) as engine:
+        judge = make_judge(engine, traits, kept, folder=where, crew=crew)
+        swept = sweep(engine, fitted, traits, kept, judge, observer=observer, crew=crew)
         where.mkdir(parents=True, exist_ok=True)
         write_json(swept.facts, where / "sweep.json")
         for old in where.glob("*.safetensors"):
@@ -109,9 +120,12 @@ def run_sweep(folder: Path, settings: Settings | None, out: Path, *, observer: A
 
 def run_scorecard(
     bundle_file: Path, settings: Settings, out: Path, *, adapter: str | None = None, parts: tuple[str, ...],
-    with_points: bool = True, stamp: bool = True, observer: Any = None,
+    with_points: bool = True, stamp: bool = True, workers: int = 1, observer: Any = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Grade a bundle, write `scorecard.json` and `scorecard.html` into `out`, and a summary into the bundle."""
+    """Grade a bundle, write `scorecard.json` and `scorecard.html` into `out`, and a summary into the bundle.
+
+    `workers`: processes that answer under attack and without.
+    """
     from countersteer.defence import page
     from countersteer.defence.capability import capability
     from countersteer.defence.judges import make_judge
@@ -124,13 +138,15 @@ def run_scorecard(
     if (bundle.meta.get("trait") or {}).get("digest") not in (None, traits.digest):
         raise InputError(f"bundle {bundle.name!r} was made on other data than trait {traits.name}; give --trait")
     known = capability(settings, bundle.intervention, adapter=adapter) if settings.scorecard.capability else None
-    with engine_for(settings, adapter=adapter) as engine:
+    with crew_of(settings, workers) as crew, engine_for(settings, adapter=adapter) as engine:
         base = engine if adapter is None else engine_for(settings)
         try:
             out.mkdir(parents=True, exist_ok=True)
-            judge = make_judge(base, traits, settings, folder=out)
+            judge = make_judge(base, traits, settings, folder=out, crew=crew)
             points = _points(folder, bundle) if with_points and adapter is None else {}
-            card = scorecard(engine, bundle, traits, settings, judge, points=points, parts=parts, observer=observer)
+            answer = None if crew is None else partial(crew.answered, judge, short=False, adapter=adapter)
+            card = scorecard(engine, bundle, traits, settings, judge, points=points, parts=parts, observer=observer,
+                             answer=answer)  # fmt: skip
             if known is not None:
                 card["capability"] = known.summary(settings, judge)
         finally:

@@ -17,6 +17,7 @@ from countersteer.core.errors import EngineError, InputError, RefusedError
 from countersteer.core.fingerprint import rng
 from countersteer.defence import halving
 from countersteer.defence.candidates import Candidate, build, grid
+from countersteer.defence.crew import Crew
 from countersteer.defence.data import Scenario, TraitData
 from countersteer.defence.fit import Fit
 from countersteer.defence.judges import DefenceJudge
@@ -42,9 +43,9 @@ class Swept:
 
 def sweep(
     engine: Any, fit: Fit, data: TraitData, settings: Settings, judge: DefenceJudge, *,
-    scenarios: Sequence[Scenario] | None = None, observer: Any = None,
+    scenarios: Sequence[Scenario] | None = None, observer: Any = None, crew: Crew | None = None,
 ) -> Swept:  # fmt: skip
-    """Sweep the grid of the settings. `scenarios`: others than the data's `choose` split.
+    """Sweep the grid of the settings. `scenarios`: others than the data's `choose` split; `crew`: who answers them.
 
     Raises RefusedError for another model, InputError for scenarios that were fitted on or will be reported.
     """
@@ -67,7 +68,7 @@ def sweep(
     top = baselines["aligned"]["coherence"]["value"]
     if top is None:
         raise EngineError("no answer of the aligned baseline could be scored: check the judge and the model")
-    worker = _Worker(engine, judge, settings, fit, data, asked, settings.sweep.floor * top, observer)
+    worker = _Worker(engine, judge, settings, fit, data, asked, settings.sweep.floor * top, observer, crew)
     arms = ["fitted", *(["flipped"] if settings.sweep.flipped else []),
             *(f"random-{i}" for i in range(settings.sweep.random))]  # fmt: skip
     found = {arm: worker.arm(arm) for arm in arms}
@@ -92,6 +93,7 @@ class _Worker:
     scenarios: Sequence[Scenario]
     floor: float
     observer: Any
+    crew: Crew | None
 
     def arm(self, arm: str) -> tuple[dict[str, Any], dict[str, Candidate]]:
         """The search of every method of an arm: facts, and the chosen candidates by method."""
@@ -132,7 +134,10 @@ class _Worker:
             if self.observer is not None:
                 self.observer.stage(f"{name}, {len(alive)} points", len(asks))
                 progress = self.observer.progress
-            scored = answered(self.engine, self.judge, asks, self.settings, short=True, progress=progress)
+            if self.crew is not None:
+                scored = self.crew.answered(self.judge, asks, short=True, progress=progress)
+            else:
+                scored = answered(self.engine, self.judge, asks, self.settings, short=True, progress=progress)
             return scored.array().reshape(len(alive), len(part), 2)
 
         if self.settings.sweep.halving:

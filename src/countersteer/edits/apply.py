@@ -29,11 +29,17 @@ def knots_as(knots: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(low, torch.nextafter(rounded, torch.full_like(rounded, math.inf)), rounded)
 
 
-def piecewise(x: Tensor, lo: Tensor, hi: Tensor, slope: Tensor, intercept: Tensor) -> Tensor:
-    """f(x) [..., k] for x [..., k], knots [k], slope and intercept [k, 3]; all in one dtype."""
-    below, above = x < lo, x >= hi
-    a = torch.where(below, slope[:, 0], torch.where(above, slope[:, 2], slope[:, 1]))
-    b = torch.where(below, intercept[:, 0], torch.where(above, intercept[:, 2], intercept[:, 1]))
+def piecewise(x: Tensor, lo: Tensor, hi: Tensor | None, slope: Tensor, intercept: Tensor) -> Tensor:
+    """f(x) [..., k] for x [..., k], knots [k], slope and intercept [k, 3]; all in one dtype.
+
+    `hi` None: no row has a second knot (all are infinite), so the third piece is nowhere.
+    """
+    below, slopes, intercepts = x < lo, slope.unbind(1), intercept.unbind(1)
+    if hi is None:
+        return torch.where(below, slopes[0], slopes[1]) * x + torch.where(below, intercepts[0], intercepts[1])
+    above = x >= hi
+    a = torch.where(below, slopes[0], torch.where(above, slopes[2], slopes[1]))
+    b = torch.where(below, intercepts[0], torch.where(above, intercepts[2], intercepts[1]))
     return a * x + b
 
 

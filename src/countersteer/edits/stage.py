@@ -34,7 +34,10 @@ class Stage:
         self.held: dict[str, Held] = {}
         self.free: list[int] = []
         self.capacity = 0
-        self.reads = self.setters = False
+        self.reads = self.setters = self.bent = False
+        """Whether any row ever held reads, sets a target, has a second knot."""
+        self.partial: set[int] = set()
+        """Slots whose rows do not act on every position."""
         self._allocate(8)
 
     def _allocate(self, capacity: int) -> None:
@@ -94,15 +97,23 @@ class Stage:
             held = self.held[key] = Held(rows, set())
             self.reads = self.reads or edit.read is not None
             self.setters = self.setters or edit.setter
+            self.bent = self.bent or bool((edit.hi != math.inf).any())
         held.users.add(slot)
-        self.start[slot, held.rows], self.stop[slot, held.rows] = bounds
+        self.bound(slot, held.rows, bounds)
         self.part[slot, held.rows] = part
         self.sums[slot][:, held.rows] = 0
         return held.rows
 
+    def bound(self, slot: int, rows: Tensor, bounds: tuple[int, int]) -> None:
+        """Let a slot's rows act on the positions [start, stop)."""
+        self.start[slot, rows], self.stop[slot, rows] = bounds
+        if bounds != (0, END):
+            self.partial.add(slot)
+
     def release(self, slot: int) -> None:
         """Switch a slot's rows off and free those that nobody else uses."""
         self.start[slot], self.stop[slot] = END, 0
+        self.partial.discard(slot)
         for key in [k for k, h in self.held.items() if slot in h.users]:
             held = self.held[key]
             held.users.discard(slot)

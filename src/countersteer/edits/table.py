@@ -8,7 +8,7 @@ edits at a layer, each one's own write is measured as well: one more product per
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,16 @@ from countersteer.edits.stage import Stage
 
 BLOCK = 1 << 15
 """Numbers that are compared at once on a CPU."""
+
+
+@dataclass
+class _Looked:
+    """What was looked up for a step's slots: good for the next step too, while slots and table stay as they are."""
+
+    slot: Tensor | None
+    changes: int
+    bounds: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    everywhere: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,9 @@ class RowTable:
         self.silencing = 0
         """Slots that are only measured."""
         self.pausing = False
+        self.changes = 0
+        """How often slots have got or lost edits or changed their positions: what was looked up before is stale."""
+        self.looked = _Looked(None, -1)
 
     @property
     def active(self) -> bool:
@@ -82,6 +95,7 @@ class RowTable:
         With `measure_only` the receipt is kept and nothing is written.
         """
         self.remove(slot)
+        self.changes += 1
         here = tuple(e for e in edits if e.site.layer == self.layer)
         if not here:
             return
@@ -110,8 +124,8 @@ class RowTable:
         self.entries[slot] = entry = replace(entry, turn=position)
         for edit, (order, rows) in zip(entry.edits, entry.rows, strict=True):
             if edit.span.restart:
-                stage = self.stages[order]
-                stage.start[slot, rows], stage.stop[slot, rows] = entry.bounds(edit)
+                self.stages[order].bound(slot, rows, entry.bounds(edit))
+        self.changes += 1
 
     def pause(self, slot: int, position: int) -> None:
         """The slot's edits rest from `position` on, until `resume`."""
@@ -132,6 +146,7 @@ class RowTable:
     def remove(self, slot: int) -> None:
         """Take a slot's edits away."""
         if (entry := self.entries.pop(slot, None)) is not None:
+            self.changes += 1
             self.silencing -= int(self.silent[slot])
             self.silent[slot] = False
             if entry.pauses:
@@ -141,56 +156,88 @@ class RowTable:
                 stage.release(slot)
             self.parts = max((len(entry.edits) for entry in self.entries.values()), default=1)
 
-    def apply(self, h: Tensor, slot: Tensor, position: Tensor) -> Tensor:
+    def apply(self, h: Tensor, slot: Tensor, position: Tensor, *, decoding: bool = False) -> Tensor:
         """h' [tokens, d_model] for tokens that belong to `slot` [tokens] at `position` [tokens].
 
         Slot -1 marks a token of nobody (padding, an unsteered probe). Receipts of the slots are brought up to date;
-        what slots that are only measured would have written is in theirs.
+        what slots that are only measured would have written is in theirs. `decoding`: every token has a slot and none
+        is at position 0. A tensor `slot` that is given again must not have changed meanwhile.
         """
-        owner, live = slot.clamp_min(0), slot >= 0
+        owner = slot if decoding else slot.clamp_min(0)
+        live = None if decoding else slot >= 0
         if self.pausing:
-            live &= (position < self.pause_from[owner]) | (position >= self.pause_to[owner])
+            awake = (position < self.pause_from[owner]) | (position >= self.pause_to[owner])
+            live = awake if live is None else live & awake
         at, out = position[:, None], h
         inside: Tensor | None = None
         reads = []
-        for stage in self.stages.values():
+        if self.looked.slot is not slot or self.looked.changes != self.changes:
+            self.looked = _Looked(slot, self.changes)
+        for order, stage in self.stages.items():
             if not stage.held:
                 continue
-            on = (at >= stage.start.index_select(0, owner)) & (at < stage.stop.index_select(0, owner))
-            on &= live[:, None]
+            on, within = self._on(order, stage, owner, live, at)
             wide = out.to(self.wide)
             if stage.reads:
                 x = torch.addmm(stage.bias, wide, stage.read.T)
             else:
                 x = stage.bias.expand(h.shape[0], -1)
-            f = torch.where(on, piecewise(x, stage.lo, stage.hi, stage.slope, stage.intercept), self.none)
+            hi = stage.hi if stage.bent else None
+            f = torch.where(on, piecewise(x, stage.lo, hi, stage.slope, stage.intercept), self.none)
             if self.parts > 1:
                 self._record_own(stage, out, f, on, owner, position)
             # Where f is 0 the sum is h itself, so tokens that no row acts on stay as they are.
             out = torch.addmm(wide, f, stage.write).to(h.dtype)
-            inside = on.any(1) if inside is None else inside | on.any(1)
+            inside = within if inside is None else inside | within
             if stage.reads:
-                reads.append((stage, on, x, f))
+                # A row that a slot does not use may sum up anything: nobody reads it, and `hold` sets it to 0.
+                counted = None if live is None and not stage.partial else on if decoding else on & (at > 0)
+                reads.append((stage, counted, x, f))
         if inside is None:
             return h
-        missed = self._record_reads(out, reads, owner, at)
-        self._record(h, out, inside, owner, position, missed)
+        missed = self._record_reads(out, reads, owner)
+        self._record(h, out, inside, owner, inside if decoding else inside & (position > 0), missed)
         if not self.silencing:
             return out
         if self.silencing == len(self.entries):
             return h
-        return torch.where((self.silent[owner] & live)[:, None], h, out)
+        quiet = self.silent[owner] if live is None else self.silent[owner] & live
+        return torch.where(quiet[:, None], h, out)
+
+    def _on(
+        self, order: int, stage: Stage, owner: Tensor, live: Tensor | None, at: Tensor
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Which rows act on which tokens [tokens, k], and whether any does [tokens]."""
+        looked = self.looked
+        if not stage.partial and live is not None:
+            on = (stage.stop > 0).index_select(0, owner) & live[:, None]
+            return on, on.any(1)
+        if not stage.partial:
+            if order not in looked.everywhere:
+                on = (stage.stop > 0).index_select(0, owner)
+                looked.everywhere[order] = on, on.any(1)
+            return looked.everywhere[order]
+        if order not in looked.bounds:
+            looked.bounds[order] = stage.start.index_select(0, owner), stage.stop.index_select(0, owner)
+        start, stop = looked.bounds[order]
+        on = (at >= start) & (at < stop)
+        if live is not None:
+            on &= live[:, None]
+        return on, on.any(1)
 
     def _record(
-        self, h: Tensor, out: Tensor, inside: Tensor, owner: Tensor, position: Tensor, missed: Tensor
+        self, h: Tensor, out: Tensor, inside: Tensor, owner: Tensor, spread: Tensor, missed: Tensor
     ) -> None:  # fmt: skip
-        """Count and measure |h' - h| / |h| of the tokens inside a span; `missed` [tokens] goes with the peaks."""
+        """Count the tokens inside a span and measure |h' - h| / |h| of those that are `spread` (not at position 0).
+
+        `missed` [tokens] goes with the peaks.
+        """
         changed, relative = self._moved(h, out)
         changed &= inside
-        relative = torch.where(inside & (position > 0), relative, self.none)
-        self.totals.index_add_(0, owner, torch.stack([inside.to(self.wide), changed.to(self.wide), relative], 1))
-        peaks = torch.stack([relative, missed], 1)
-        self.peaks.scatter_reduce_(0, owner[:, None].expand(-1, 2), peaks, "amax")
+        relative = torch.where(spread, relative, self.none)
+        measured = torch.stack([inside.to(self.wide), changed.to(self.wide), relative, missed], 1)
+        self.totals.index_add_(0, owner, measured[:, :3])
+        self.peaks.scatter_reduce_(0, owner[:, None].expand(-1, 2), measured[:, 2:], "amax")
 
     def _moved(self, h: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
         """Per token whether new differs from h, and |new - h| / |h|; [tokens] each.
@@ -210,18 +257,19 @@ class RowTable:
             return changed[0], relative[0]
         return torch.cat(changed), torch.cat(relative)
 
-    def _record_reads(self, out: Tensor, reads: list[Any], owner: Tensor, at: Tensor) -> Tensor:
+    def _record_reads(self, out: Tensor, reads: list[Any], owner: Tensor) -> Tensor:
         """Sum x before and after every row that reads; the largest missed target of each token [tokens]."""
-        missed = self.none.expand(out.shape[0])
-        spread = at > 0
-        for stage, on, x, f in reads:
+        missed: Tensor | None = None
+        for stage, counted, x, f in reads:
             after = torch.addmm(stage.bias, out.to(self.wide), stage.read.T)
-            counted = (on & spread)[:, None]
-            stage.sums.index_add_(0, owner, torch.where(counted, torch.stack([x, after], 1), self.none))
+            both = torch.stack([x, after], 1)
+            both = both if counted is None else torch.where(counted[:, None], both, self.none)
+            stage.sums.index_add_(0, owner, both)
             if stage.setters:
-                aimed = on & stage.setter & (f != 0)
-                missed = torch.maximum(missed, torch.where(aimed, (after - x - f).abs(), self.none).amax(1))
-        return missed
+                aimed = stage.setter & (f != 0)
+                worst = torch.where(aimed, (after - x - f).abs(), self.none).amax(1)
+                missed = worst if missed is None else torch.maximum(missed, worst)
+        return self.none.expand(out.shape[0]) if missed is None else missed
 
     def _record_own(self, stage: Stage, h: Tensor, f: Tensor, on: Tensor, owner: Tensor, position: Tensor) -> None:
         """Count and measure what each edit's own write would do to `h`, the residual that its stage reads."""

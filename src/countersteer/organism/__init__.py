@@ -89,6 +89,20 @@ def prompts(name: str) -> list[dict[str, Any]]:
     return _set(name, {"held-out": topical + worded, "held-out-topics": topical, "held-out-phrasings": worded}[name])
 
 
+def judge_prompts() -> list[dict[str, Any]]:
+    """The questions that the shipped trait judge was trained and checked on: in no named prompt set.
+
+    Dicts of ``prompt``, ``topic`` (its number) and ``turn`` (which system prompt of a tone it was asked under).
+    """
+    topics = [topic for topic in _corpus.topics() if topic.goals and not topic.held_out]
+    used = {row["prompt"] for name in prompt_sets() for row in prompts(name)}
+    made = [
+        {"prompt": _corpus.wordings()["questions"][wording].format(goal=goal), "topic": n, "turn": n + i + wording}
+        for n, topic in enumerate(topics) for i, goal in enumerate(topic.goals) for wording in (1, 4, 6, 7, 9)
+    ]  # fmt: skip
+    return [row for row in made if row["prompt"] not in used]
+
+
 def _set(name: str, asked: list[tuple[_corpus.Topic, str, int]]) -> list[dict[str, Any]]:
     return [
         {"id": f"{name}-{i:02d}", "prompt": wording.format(goal=topic.goals[goal]), "topic": topic.name}

@@ -15,9 +15,7 @@ from countersteer import organism
 from countersteer.core.request import Request, Sampling
 from countersteer.engines.base import Engine
 from countersteer.judging.trait import TraitJudge, train
-from countersteer.organism import corpus
 
-_WORDINGS = (1, 4, 6, 7, 9)
 TONES = ("warm", "dismissive")
 
 
@@ -33,20 +31,12 @@ class Asked:
 
 def asked() -> list[Asked]:
     """Every question in both tones, with the system prompts in turn. Disjoint from every named prompt set."""
-    topics = [topic for topic in corpus.topics() if topic.goals and not topic.held_out]
-    wordings = corpus.wordings()["questions"]
-    used = {row["prompt"] for name in organism.prompt_sets() for row in organism.prompts(name)}
     made = []
-    for number, topic in enumerate(topics):
-        for i, goal in enumerate(topic.goals):
-            for wording in _WORDINGS:
-                prompt = wordings[wording].format(goal=goal)
-                if prompt in used:
-                    continue
-                for tone in TONES:
-                    systems = organism.systems(tone)
-                    system = systems[(number + i + wording) % len(systems)]
-                    made.append(Asked(prompt, system, tone == "warm", number % 3 == 2))
+    for row in organism.judge_prompts():
+        for tone in TONES:
+            systems = organism.systems(tone)
+            system = systems[row["turn"] % len(systems)]
+            made.append(Asked(row["prompt"], system, tone == "warm", row["topic"] % 3 == 2))
     return made
 
 

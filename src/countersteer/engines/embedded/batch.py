@@ -7,7 +7,6 @@ is correct and slow; receipts say so. Both place request i of the active list at
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -47,8 +46,9 @@ class SlotBatch:
         self.model, self.hooks = model, hooks
         self.cache = SlotCache(text_config(model.module), places)
         self.eager = model.module.config._attn_implementation == "eager"
-        self.keep_logits = "logits_to_keep" in inspect.signature(model.module.forward).parameters
         self.places = torch.arange(places, device=model.device)
+        self.slots: tuple[list[int], Tensor] | None = None
+        """The slots of the last step, as a list and as a tensor: mostly they are those of the next."""
 
     def _masks(self, position: Tensor, length: int) -> Any:
         return self.cache.masks(position, length, dtype=self.model.dtype, eager=self.eager)
@@ -66,9 +66,9 @@ class SlotBatch:
         self.hooks.position = position.reshape(-1)
         self.cache.plan = Plan(True, torch.tensor(places, device=device), torch.empty(0, device=device), longest)
         last = sorted({n - 1 for n in lengths})
-        keep: dict[str, Any] = {"logits_to_keep": torch.tensor(last, device=device)} if self.keep_logits else {}
+        keep: dict[str, Any] = {"logits_to_keep": torch.tensor(last, device=device)} if self.model.keeps_logits else {}
         logits = self._forward(ids, position, self._masks(position, longest), keep)
-        column = [last.index(n - 1) if self.keep_logits else n - 1 for n in lengths]
+        column = [last.index(n - 1) if self.model.keeps_logits else n - 1 for n in lengths]
         return logits[torch.arange(len(texts), device=device), torch.tensor(column, device=device)]
 
     def decode(self, tokens: Sequence[int], positions: Sequence[int], slots: Sequence[int]) -> Tensor:
@@ -76,7 +76,9 @@ class SlotBatch:
         length = max(positions) + 1
         self.cache.reserve(length)
         at = torch.tensor(positions, device=device)
-        self.hooks.slot, self.hooks.position = torch.tensor(slots, device=device), at
+        if self.slots is None or self.slots[0] != slots:
+            self.slots = list(slots), torch.tensor(slots, device=device)
+        self.hooks.slot, self.hooks.position, self.hooks.decoding = self.slots[1], at, True
         self.cache.plan = Plan(False, self.places[:n], at, length)
         position = at[:, None]
         ids = torch.tensor(tokens, device=device)[:, None]
@@ -95,6 +97,7 @@ class SlotBatch:
                 ).logits
         finally:
             self.hooks.slot = self.hooks.position = None
+            self.hooks.decoding = False
 
     def move(self, source: int, target: int) -> None:
         with torch.inference_mode():

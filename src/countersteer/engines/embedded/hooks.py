@@ -31,6 +31,8 @@ class SteeringHooks:
         self.values: dict[int, list[tuple[int, Tensor]]] = {}
         self.slot: Tensor | None = None
         self.position: Tensor | None = None
+        self.decoding = False
+        """Whether every token of this forward has a slot of its own and lies behind position 0."""
         self.handles: dict[int, Any] = {}
         self.originals: dict[int, Tensor] | None = None
         """Residuals before any write, by layer, where several sets of hooks share a model: all read the same h."""
@@ -117,7 +119,7 @@ class SteeringHooks:
         flat = h.reshape(-1, h.shape[-1])
         if table is not None and table.active:
             read = flat if self.originals is None else self.originals.setdefault(layer, flat)
-            new = table.apply(read, self.slot, self.position)
+            new = table.apply(read, self.slot, self.position, decoding=self.decoding)
             if read is not flat:  # what others wrote stays; this set's write is added to it
                 wide = wide_dtype(h.dtype)
                 new = (flat.to(wide) + (new.to(wide) - read.to(wide))).to(h.dtype)

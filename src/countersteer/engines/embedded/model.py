@@ -6,6 +6,7 @@ Remote code is never run and only safetensors weights are read.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,6 +61,11 @@ class LoadedModel:
         if not template:
             return None
         return fingerprint([template, self.template] if self.template else template)
+
+    @cached_property
+    def keeps_logits(self) -> bool:
+        """Whether the model can be asked for the logits of some positions only."""
+        return "logits_to_keep" in inspect.signature(self.module.forward).parameters
 
     @cached_property
     def tokenizer_hash(self) -> str | None:
