@@ -18,7 +18,7 @@ from countersteer.defence import bundles, data, judges, page, responses, steps
 from countersteer.defence import settings as settings_module
 from countersteer.defence.crew import Crew
 from countersteer.defence.fit import load_fit
-from countersteer.defence.scorecard import scorecard
+from countersteer.defence.scorecard import PARTS, scorecard
 from countersteer.defence.scoring import answered
 from countersteer.defence.sweep import sweep
 from countersteer.edits.bundle import load_bundle, refuse_other_engine, refuse_other_model, save_bundle
@@ -33,7 +33,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chosen = settings(folder)
     steps.run_fit(chosen, folder / "fit")
     steps.run_sweep(folder / "fit", None, folder / "warm.safetensors")
-    steps.run_scorecard(folder / "warm.safetensors", chosen, folder / "card", parts=("conversations", "cost"))
+    steps.run_scorecard(folder / "warm.safetensors", chosen, folder / "card", parts=PARTS)
     return folder
 
 

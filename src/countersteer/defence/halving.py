@@ -2,8 +2,8 @@
 
 Every point is tried on the first few scenarios; the best third goes on to three times as many, and so on. The places of
 a rung go in turn to the highest traits among the points that *may* keep the floor (coherence not below it by more than
-a standard error: a small first sample does not lose the best point) and among those that *seem to* keep it (above it by
-as much: a rung of brilliant points that all turn out too low does not lose the best safe one). If in the end no point
+a standard error: a small first sample does not lose the best point) and among those that *seem to* keep it (not below
+it: a rung of brilliant points that all turn out too low does not lose the best safe one). If in the end no point
 keeps the floor, others that may are tried on everything, one at a time. All points see the same scenarios with
 the same noise. Jamieson and Talwalkar 2016 (successive halving); the floor and what follows from it are ours.
 """
@@ -130,7 +130,7 @@ def _promoted(scores: Floats, alive: Sequence[int], floor: float, many: int) -> 
     """The `many` points that go on: in turn the best that may and that seem to keep the floor, then by coherence."""
     means, error = _seen(scores, alive)
     by_trait = sorted(range(len(alive)), key=lambda row: -means[row, 0])
-    lists = [[row for row in by_trait if means[row, 1] >= floor + side * error] for side in (-1, 1)]
+    lists = [[row for row in by_trait if means[row, 1] >= floor + side * error] for side in (-1, 0)]
     lists.append(sorted(range(len(alive)), key=lambda row: -means[row, 1]))
     out: list[int] = []
     while len(out) < many:

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 _NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
 _LOOKS = re.compile(
     r"\b(?:sk|pk|rk|key|ghp|gho|xai|hf|gsk|AIza)[-_][A-Za-z0-9_\-]{16,}|\bBearer\s+[A-Za-z0-9._\-]{12,}"
-    r"|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)"
 )
+_LOGIN = re.compile(r"://[^\s/@:]+:[^\s/@]+@")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ESCAPED = re.compile(r"\\\\|\\u00([2-7][0-9a-fA-F])")
 _LEAST = 6
@@ -52,14 +52,16 @@ class Redactor:
         for value, name in self.secrets:
             if value in text:
                 text = text.replace(value, f"[{name}]")
+        if "://" in text:
+            text = _LOGIN.sub("://[redacted]@", text)
         return _LOOKS.sub("[redacted]", text)
 
     def data(self, value: Any) -> Any:
         """JSON data whose texts are without secrets: an escape in a reply may hide one until it is decoded."""
         if isinstance(value, str):
-            return self(value)
+            return value if len(value) < _LEAST and value.isascii() else self(value)
         if isinstance(value, dict):
-            return {self(name): self.data(item) for name, item in value.items()}
+            return {self.data(name): self.data(item) for name, item in value.items()}
         return [self.data(item) for item in value] if isinstance(value, list) else value
 
     def one_line(self, error: BaseException, *, limit: int = 500) -> str:

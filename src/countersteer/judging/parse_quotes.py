@@ -27,8 +27,6 @@ _LEAST_WORDS, _LEAST_CHARACTERS = 4, 16
 @lru_cache(4096)
 def _folded(char: str) -> str:
     """A character without case, taken apart: an accent is a character of its own, a ligature is its letters."""
-    if char.isascii():
-        return char.lower()
     return unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", char).casefold())
 
 
@@ -38,13 +36,15 @@ def _plain(text: str) -> tuple[str, list[int]]:
     index: list[int] = []
     blank = True
     for at, char in enumerate(text):
-        if char.isspace() or unicodedata.category(char) == "Cc":
+        basic = char < "\x7f"
+        if char.isspace() or (char < " " if basic else unicodedata.category(char) == "Cc"):
             if not blank:
                 out.append(" ")
                 index.append(at)
                 blank = True
             continue
-        for made in _SAME.get(char) if char in _SAME else _folded(char):
+        made_of = _SAME.get(char)
+        for made in (char.lower() if basic else _folded(char)) if made_of is None else made_of:
             out.append(made)
             index.append(at)
             blank = False
