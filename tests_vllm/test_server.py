@@ -52,7 +52,14 @@ def world(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wo
     more = "--skip-tokenizer-init --max-model-len 128 --max-num-batched-tokens 64 --block-size 32"
     more += f" --max-num-seqs 32 --kv-cache-memory-bytes {1 << 27} --enforce-eager"
     command, environment = server_command(
-        str(path), bundles=str(bundles), port=port, api_key=KEY, dtype="float32", rows=(40, 8), more=more.split()
+        str(path),
+        bundles=str(bundles),
+        port=port,
+        api_key=KEY,
+        dtype="float32",
+        rows=(40, 8),
+        parts=3,
+        more=more.split(),
     )
     log = tmp_path_factory.mktemp("server") / "log"
     process = subprocess.Popen(
