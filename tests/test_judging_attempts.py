@@ -50,7 +50,7 @@ def test_wording_nobody_fitted_on_does_not_get_worse() -> None:
     rows = []
     for name in ("restarts_test.jsonl", "restarts_test_2.jsonl", "restarts_test_3.jsonl"):
         rows += [json.loads(line) for line in RESTARTS.with_name(name).read_text(encoding="utf-8").splitlines()]
-    assert f1(rows) >= 0.94
+    assert f1(rows) >= 0.945
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,18 @@ import numpy as np
 from countersteer.judging import prose
 from countersteer.judging.restart_model import Reading, shipped
 
-VERSION = 5
+VERSION = 6
 """Changes whenever the same text may be split differently."""
 
 _WORD = re.compile(r"\w")
 _BARE = re.compile(r"[^.!?:;\n\w]*+(?:\w[\w'’-]*+[^.!?:;\n\w]*+){1,8}+\W*+$")
 """A few words in one sentence at the end of a response: they announce an attempt and bring none."""
+_ANNOUNCED = re.compile(
+    r"\W*(?:so\W+)?(?:let me|let us|let['’]s|i['’]ll|i will|allow me to)\W(?:\w+\W+){0,4}"
+    r"(?:again|over|afresh|anew|redo|restart|retry|rephrase)\W*$",
+    re.IGNORECASE,
+)
+"""A sentence at the end of a response that says no more than that an attempt will come."""
 _BRIDGED = 3
 """So many word pieces that are not restart language may lie inside it."""
 _APART = 4
@@ -70,7 +76,11 @@ def restarts_in(response: str, reading: Reading, threshold: float) -> list[tuple
             continue
         until = _language_end(reading, first)
         found.append((start, int(reading.ends[until])))
-    return [(start, end) for start, end in found if end < last_word and not _BARE.match(response, start)]
+    return [
+        (start, end)
+        for start, end in found
+        if end < last_word and not _BARE.match(response, start) and not _ANNOUNCED.match(response, end)
+    ]
 
 
 def find_restarts(response: str, prompt: str | None = None) -> list[tuple[int, int]]:
