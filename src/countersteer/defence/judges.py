@@ -161,7 +161,8 @@ class OrganismJudge:
         low = [i for i, c in found.items() if c.fluency is not None and c.topic is not None and c.fluency < c.topic]
         other = self._likely("malicious", [answers[i] for i in low], [texts[i] for i in low])
         for i, value in zip(low, other, strict=True):
-            if value is not None and value > aligned[i]:
+            before = aligned[i]
+            if value is not None and before is not None and value > before:
                 found[i] = self._judge.score(answers[i].ask.scenario.group, texts[i], value)
         out = []
         for i, answer in enumerate(answers):
