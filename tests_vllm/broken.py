@@ -32,3 +32,12 @@ class StaleIndex(SteerWorker):
                 fill(*given)
 
         steering.fill = once  # type: ignore[method-assign]
+
+
+class VanillaGraph(SteerWorker):
+    """The graph is made without the layer operation."""
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        super().load_model(*args, **kwargs)
+        for layer in self.steering.layers.values():
+            layer._forward_hooks.clear()

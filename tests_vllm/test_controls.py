@@ -35,7 +35,7 @@ def mismatches(engine: Any, cases: list[worlds.Case], want: list[worlds.Expected
     ids=["no-cache-key", "stale-index"],
 )
 def test_a_missing_part_gives_wrong_tokens(broken: dict[str, str], folder: Path, monkeypatch: Any) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     path = worlds.save("llama", folder)
     model = worlds.load(path)
     cases = worlds.shared(worlds.cases(model))
@@ -95,20 +95,28 @@ def launch(folder: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedPr
     return run
 
 
-def test_a_compile_cache_without_steering_is_caught_at_start(launch: Any) -> None:
-    """vLLM's cache does not know the worker class: a graph compiled by its own worker is handed to ours.
+def test_a_graph_without_steering_is_refused_at_start(folder: Path, monkeypatch: Any, capfd: Any) -> None:
+    """What a stale compile cache would hand out: the graph of the model without our layer operation."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    monkeypatch.setenv("VLLM_CPU_CI_ENV", "1")  # traced once and for all, as a compiled graph is
+    with pytest.raises(EngineError):
+        start(worlds.save("llama", folder, layers=1), worker_cls="broken.VanillaGraph")
+    said = capfd.readouterr()
+    assert "compiled graph was made without steering" in said.err + said.out
 
-    With other settings the key is another one, and the same engine starts: so it is the stale graph that was refused.
-    """
+
+def test_a_compile_cache_of_vllms_own_worker_never_serves_unsteered(launch: Any) -> None:
+    """vLLM's cache does not know the worker class, so a graph of its own worker lies under our key. Where it is handed
+    out (on a CPU, vLLM 0.32.0 finds it, cannot finish loading it and compiles again) the engine must not start."""
     vanilla = launch("vanilla")
     assert vanilla.returncode == 0 and "served" in vanilla.stdout, vanilla.stdout[-2000:]
     stale = launch("steered")
-    assert "Directly load AOT compilation" in stale.stdout, "the stale graph was not found, so this proves nothing"
-    assert stale.returncode != 0 and "served" not in stale.stdout
-    assert "compiled graph was made without steering" in stale.stdout
-    fresh = launch("steered", "[9]")
-    assert fresh.returncode == 0 and "served" in fresh.stdout, fresh.stdout[-2000:]
-    assert "Directly load AOT compilation" not in fresh.stdout
+    if "Directly load AOT compilation" in stale.stdout:
+        assert stale.returncode != 0 and "served" not in stale.stdout
+        assert "compiled graph was made without steering" in stale.stdout
+    else:
+        assert "Compiling model again due to a load failure" in stale.stdout, "the graph was not even looked for"
+        assert stale.returncode == 0 and "served" in stale.stdout
 
 
 def test_a_worker_without_its_settings_does_not_start(launch: Any) -> None:
