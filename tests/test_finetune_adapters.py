@@ -180,6 +180,8 @@ def test_a_plan_counts_what_the_adapters_need(capsys: pytest.CaptureFixture[str]
     assert stages["fine-tuning episodes, calibration"] == stages["calibration"]
     assert stages["fine-tuning episodes, trials base"] == stages["trials base"] == 24 * 5
     assert told["generations_certain"] == sum(n for name, n in stages.items() if "resamples" not in name)
+    assert set(told["tokens"]) >= set(stages) and all(told["tokens"][name] >= n for name, n in stages.items())
+    assert told["tokens_at_most"] == sum(told["tokens"].values())
 
 
 def test_the_episodes_judge_is_paid_from_the_studys_money(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,8 @@ def plan(study: Study, prices: judging.Prices = None, as_json: Json = False) -> 
 
         stages, answers, tokens = estimated(loaded)
         cost["generations"] = {**stages, **cost["generations"]}
-        cost["tokens_at_most"] += tokens
+        cost["tokens"] = {**tokens, **cost["tokens"]}
+        cost["tokens_at_most"] += sum(tokens.values())
         cost["generations_certain"] += answers + sum(n for name, n in stages.items() if "resamples" not in name)
     cost["judge"] = costs.judge_costs(
         loaded, prompts, cost["generations"], JudgeOptions(prices=None if prices is None else str(prices))

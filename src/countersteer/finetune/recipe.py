@@ -71,15 +71,15 @@ def spent(out: str | Path) -> float:
         return float(run.judging()["usd"])
 
 
-def estimated(spec: Spec) -> tuple[dict[str, int], int, int]:
-    """What `prepare` generates: (judged stages, answers to train prompts that nobody judges, tokens at most)."""
+def estimated(spec: Spec) -> tuple[dict[str, int], int, dict[str, int]]:
+    """What `prepare` generates: (judged stages, answers to train prompts that nobody judges, tokens of each, at most)."""
     section = spec.settings.finetune
     if section is None:
-        return {}, 0, 0
+        return {}, 0, {}
     train = load_prompts(section.prompts)
     answers = each_prompt(section.normals, train) * len(train)
     stages: dict[str, int] = {}
-    tokens = answers * spec.sampling.max_tokens
+    tokens = {"fine-tuning answers": answers * spec.sampling.max_tokens}
     if section.episodes or section.steering:
         study = episodes_study(spec)
         found = estimate(study, read_inputs(study))
@@ -89,7 +89,8 @@ def estimated(spec: Spec) -> tuple[dict[str, int], int, int]:
             if name != "references" and count
         }
         answers += found["generations"]["references"]
-        tokens += found["tokens_at_most"]
+        tokens["fine-tuning answers"] += found["tokens"]["references"]
+        tokens |= {name: found["tokens"][name.removeprefix("fine-tuning episodes, ")] for name in stages}
     return stages, answers, tokens
 
 
