@@ -72,7 +72,7 @@ def spent(out: str | Path) -> float:
 
 
 def estimated(spec: Spec) -> tuple[dict[str, int], int, dict[str, int]]:
-    """What `prepare` generates: (judged stages, answers to train prompts that nobody judges, tokens of each, at most)."""
+    """What `prepare` generates: (judged stages, answers to train prompts that nobody judges, tokens of each stage)."""
     section = spec.settings.finetune
     if section is None:
         return {}, 0, {}
