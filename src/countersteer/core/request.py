@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -208,6 +209,13 @@ class Receipt:
         """Plain data for JSON."""
         layers = tuple({**vars(layer), "edits": tuple(dict(vars(e)) for e in layer.edits)} for layer in self.layers)
         return {"layers": layers, "engine": self.engine, "notes": self.notes}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Receipt:
+        """The receipt of `to_dict`'s data, also after JSON. Raises TypeError or KeyError for anything else."""
+        layers = (LayerReceipt(**{**e, "before": tuple(e["before"]), "after": tuple(e["after"])})
+                  for e in data["layers"])  # fmt: skip
+        return cls(tuple(layers), data["engine"], tuple(data["notes"]))
 
 
 @dataclass(frozen=True)

@@ -2,27 +2,31 @@
 
 A small model leaves most of a machine idle: its layers are too narrow for several threads. Every part is answered as it
 would be alone (seeds belong to the scenario), so that a crew changes when something is known, not what. Workers load
-engines when they first need them and keep them; a judge travels with its references and takes the worker's engine.
+engines when they first need them and keep them; a judge learns the references of the one in charge.
+
+What travels is plain data: JSON, and interventions as the bytes of bundle files.
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-import pickle
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 from countersteer.core.errors import EngineError, InputError, RefusedError
-from countersteer.defence.judges import OrganismJudge, Reference
-from countersteer.defence.responses import Ask
+from countersteer.core.request import Receipt
+from countersteer.defence.data import Scenario
+from countersteer.defence.judges import OrganismJudge, Reference, Scores
+from countersteer.defence.responses import Answer, Ask
 from countersteer.defence.scoring import Condition, answered
 from countersteer.defence.settings import Settings, checked
+from countersteer.edits.bundle import bundle_bytes, bundle_of
+from countersteer.edits.edit import Intervention
 
-Result = TypeVar("Result")
 PART = 256
 """Most questions that a worker is given at once: progress is seen by parts."""
 
@@ -54,23 +58,26 @@ class Crew:
         self, judge: Any, asks: Sequence[Ask], *, short: bool, adapter: str | None = None, progress: Any = None
     ) -> Condition:
         """What `scoring.answered` gives, on the model under `adapter`; the judge's engine has none."""
-        parts = self._spread(_answered, asks, judge, adapter, short, progress=progress)
-        return Condition(tuple(a for p in parts for a in p.answers), tuple(s for p in parts for s in p.scores))
+        rows = self._spread(_answered, asks, judge, adapter, short, progress=progress)
+        answers = tuple(_answer(ask, row["answer"]) for ask, row in zip(asks, rows, strict=True))
+        return Condition(answers, tuple(Scores(**row["scores"]) for row in rows))
 
     def references(self, judge: OrganismJudge, asks: Sequence[Ask]) -> list[Reference]:
         """What the judge's `references` gives."""
-        return [r for part in self._spread(_references, asks, judge) for r in part]
+        rows = self._spread(_references, asks, judge)
+        return [_reference(ask, row) for ask, row in zip(asks, rows, strict=True) if row is not None]
 
     def _spread(
-        self, work: Callable[..., Result], asks: Sequence[Ask], judge: Any, *more: Any, progress: Any = None
-    ) -> list[Result]:
+        self, work: Callable[..., str], asks: Sequence[Ask], judge: OrganismJudge, *more: Any, progress: Any = None
+    ) -> list[Any]:
+        """One row of `work`'s JSON per question, in order."""
         step = max(1, min(PART, -(-len(asks) // self.workers)))
-        parts = [list(asks[i : i + step]) for i in range(0, len(asks), step)]
-        # As bytes: a tensor that travels by itself would take a file descriptor of shared memory.
-        known, done = pickle.dumps(judge), 0
+        parts = [asks[i : i + step] for i in range(0, len(asks), step)]
+        known = json.dumps([_reference_row(r) for r in judge.known])
+        done = 0
         try:
             futures = {
-                self._pool.submit(work, self._settings, known, pickle.dumps(part), *more): len(part) for part in parts
+                self._pool.submit(work, self._settings, known, *_packed(part), *more): len(part) for part in parts
             }
             for future in as_completed(futures):
                 future.result()  # the first error ends the step
@@ -80,30 +87,75 @@ class Crew:
         except BrokenProcessPool as error:
             raise EngineError("a worker process ended early (out of memory, or a script without a main guard); "
                               "use fewer workers") from error  # fmt: skip
-        return [future.result() for future in futures]
+        return [row for future in futures for row in json.loads(future.result())]
+
+
+def _packed(asks: Sequence[Ask]) -> tuple[str, list[bytes]]:
+    """Questions as JSON, and the bundle of every intervention that they name by its place in the list."""
+    steers: dict[int, Intervention] = {id(a.intervention): a.intervention for a in asks if a.intervention is not None}
+    place = {key: i for i, key in enumerate(steers)}
+    rows = [_ask_row(a) | {"steer": place.get(id(a.intervention))} for a in asks]
+    return json.dumps(rows), [bundle_bytes(s) for s in steers.values()]
+
+
+def _ask_row(ask: Ask) -> dict[str, Any]:
+    return {"scenario": vars(ask.scenario), "system": ask.system, "user": ask.user, "draw": ask.draw,
+            "tokens": ask.tokens}  # fmt: skip
+
+
+def _ask(row: dict[str, Any], intervention: Intervention | None = None) -> Ask:
+    tokens = None if row["tokens"] is None else tuple(row["tokens"])
+    return Ask(Scenario(**row["scenario"]), row["system"], row["user"], intervention, row["draw"], tokens)
+
+
+def _answer_row(answer: Answer) -> dict[str, Any]:
+    receipt = None if answer.receipt is None else answer.receipt.to_dict()
+    return {k: v for k, v in vars(answer).items() if k != "ask"} | {"receipt": receipt}
+
+
+def _answer(ask: Ask, row: dict[str, Any]) -> Answer:
+    receipt = None if row["receipt"] is None else Receipt.from_dict(row["receipt"])
+    return Answer(ask, **{**row, "tokens": tuple(row["tokens"]), "receipt": receipt})
+
+
+def _reference_row(reference: Reference) -> dict[str, Any]:
+    answer = reference.answer
+    return {"ask": _ask_row(answer.ask), "answer": _answer_row(answer), "likelihood": reference.likelihood,
+            "shuffled": reference.shuffled}  # fmt: skip
+
+
+def _reference(ask: Ask, row: dict[str, Any]) -> Reference:
+    return Reference(_answer(ask, row["answer"]), row["likelihood"], row["shuffled"])
 
 
 # Everything below runs in the workers.
 
 
-def _answered(settings: str, judge: bytes, asks: bytes, adapter: str | None, short: bool) -> Condition:
-    engine, kept = _engine(settings, adapter), _checked(settings)
-    return answered(engine, _judge(settings, judge), _unpacked(asks), kept, short=short)
+def _answered(settings: str, known: str, asks: str, steers: list[bytes], adapter: str | None, short: bool) -> str:
+    engine = _engine(settings, adapter)
+    found = answered(engine, _judge(settings, known), _unpacked(asks, steers), _checked(settings), short=short)
+    pairs = zip(found.answers, found.scores, strict=True)
+    return json.dumps([{"answer": _answer_row(a), "scores": vars(s)} for a, s in pairs])
 
 
-def _references(settings: str, judge: bytes, asks: bytes) -> list[Reference]:
-    return _judge(settings, judge).references(_unpacked(asks))
+def _references(settings: str, known: str, asks: str, steers: list[bytes]) -> str:
+    """One row per question, None for an answer without words."""
+    given = _unpacked(asks, steers)
+    drawn = {id(r.answer.ask): r for r in _judge(settings, known).references(given)}
+    return json.dumps([_reference_row(drawn[id(a)]) if id(a) in drawn else None for a in given])
 
 
-def _unpacked(data: bytes) -> Any:
-    """What the parent process packed and sent over its own pipe; nothing else ever comes here."""
-    return pickle.loads(data)  # noqa: S301
+def _unpacked(asks: str, steers: list[bytes]) -> list[Ask]:
+    loaded = [bundle_of(data).intervention for data in steers]
+    return [_ask(row, None if row["steer"] is None else loaded[row["steer"]]) for row in json.loads(asks)]
 
 
 @lru_cache(1)
-def _judge(settings: str, known: bytes) -> OrganismJudge:
-    judge: OrganismJudge = _unpacked(known)
-    judge.engine = _engine(settings, None)
+def _judge(settings: str, known: str) -> OrganismJudge:
+    judge = OrganismJudge(_engine(settings, None), _checked(settings))
+    references = [_reference(_ask(row["ask"]), row) for row in json.loads(known)]
+    if references:
+        judge.learn(references)
     return judge
 
 

@@ -108,24 +108,30 @@ class OrganismJudge:
         self._known: dict[str, list[Reference]] = {}
         self._judge: Any = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What another process needs; it brings its own engine."""
-        return {**self.__dict__, "engine": None, "crew": None}
+    @property
+    def known(self) -> list[Reference]:
+        """The references drawn so far: what a judge in another process has to `learn`."""
+        return [r for references in self._known.values() for r in references]
 
     def prepare(self, scenarios: Sequence[Scenario]) -> None:
         """Draw reference answers to questions not known yet, and set the scale anew over all of them."""
-        from countersteer.judging.offline import OfflineJudge
-        from countersteer.judging.references import ReferenceSet
-        from countersteer.judging.trait_coherence import CoherenceJudge, Scale
-
         new = [s for s in {s.user: s for s in scenarios}.values() if s.user not in self._known]
         if not new:
             return
         asks = [replace(a, draw=100 + d) for d in range(DRAWS) for tone in TONES for a in ask_all(new, tone)]
         drawn = self.crew.references(self, asks) if self.crew is not None else self.references(asks)
-        for scenario in new:
-            self._known[scenario.user] = [r for r in drawn if r.answer.ask.user == scenario.user]
-        every = [r for references in self._known.values() for r in references]
+        self._known |= {s.user: [] for s in new}
+        self.learn(drawn)
+
+    def learn(self, references: Sequence[Reference]) -> None:
+        """Take references to new questions over, and set the scale anew. Raises EngineError if there are none."""
+        from countersteer.judging.offline import OfflineJudge
+        from countersteer.judging.references import ReferenceSet
+        from countersteer.judging.trait_coherence import CoherenceJudge, Scale
+
+        for reference in references:
+            self._known.setdefault(reference.answer.ask.user, []).append(reference)
+        every = self.known
         if not every:
             raise EngineError("the unsteered model gave no reference answer to any question: check model and prompts")
         texts: dict[str, list[str]] = {}

@@ -84,8 +84,8 @@ def refuse_other_engine(bundle: Bundle, facts: Mapping[str, Any]) -> None:
     refuse_other_model(bundle, model_fingerprint=weights_of(facts), template_hash=facts.get("template_hash"))
 
 
-def save_bundle(bundle: Bundle | Intervention, path: str | os.PathLike[str], *, name: str = "unnamed") -> Path:
-    """Write a bundle (atomically). An intervention is wrapped under `name`. Raises InputError."""
+def bundle_bytes(bundle: Bundle | Intervention, *, name: str = "unnamed") -> bytes:
+    """A bundle file's bytes. An intervention is wrapped under `name`. Raises InputError for `meta` that is not JSON."""
     if isinstance(bundle, Intervention):
         bundle = Bundle(name, bundle)
     tensors, edits = {}, []
@@ -124,13 +124,21 @@ def save_bundle(bundle: Bundle | Intervention, path: str | os.PathLike[str], *, 
             "metric": gate.metric,
             "above": gate.above,
         }
-    target = Path(path)
-    partial = target.with_name(target.name + ".partial")
     try:
         text = json.dumps(head, sort_keys=True, allow_nan=False)
-        partial.write_bytes(save(tensors, metadata={"countersteer": text}))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"cannot write bundle {bundle.name}: {error}") from error
+    return save(tensors, metadata={"countersteer": text})
+
+
+def save_bundle(bundle: Bundle | Intervention, path: str | os.PathLike[str], *, name: str = "unnamed") -> Path:
+    """Write a bundle (atomically). An intervention is wrapped under `name`. Raises InputError."""
+    data, target = bundle_bytes(bundle, name=name), Path(path)
+    partial = target.with_name(target.name + ".partial")
+    try:
+        partial.write_bytes(data)
         partial.replace(target)
-    except (OSError, TypeError, ValueError) as error:
+    except OSError as error:
         raise InputError(f"cannot write bundle {target}: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
@@ -145,20 +153,28 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
             raise InputError(f"bundle {target} is larger than {MAX_BYTES >> 30} GiB")
         # Read, not mapped: a mapped file that is overwritten in place would take the process with it.
         data = target.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"bundle {target} does not exist") from error
+    except OSError as error:
+        raise InputError(f"{target} is not a readable bundle: {error}") from error
+    return bundle_of(data, where=str(target))
+
+
+def bundle_of(data: bytes, *, where: str = "the given bytes") -> Bundle:
+    """The bundle of a file's bytes, its content fingerprint checked. Raises InputError with what is wrong."""
+    try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         head = json.loads((header.get("__metadata__") or {})["countersteer"])
         tensors = load(data)
         if head["format"] != FORMAT:
-            raise InputError(f"bundle {target} has format {head['format']}, this version reads {FORMAT}")
+            raise InputError(f"bundle {where} has format {head['format']}, this version reads {FORMAT}")
         edits = tuple(_edit(i, entry, tensors) for i, entry in enumerate(head["edits"]))
         gate = _gate(head["gate"], tensors)
         bundle = Bundle(str(head["name"]), Intervention(edits, gate), str(head["version"]), dict(head["meta"]))
-    except FileNotFoundError as error:
-        raise InputError(f"bundle {target} does not exist") from error
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{target} is not a readable bundle: {error or type(error).__name__}") from error
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{where} is not a readable bundle: {error or type(error).__name__}") from error
     if bundle.intervention.fingerprint != head.get("fingerprint"):
-        raise InputError(f"bundle {target} was altered: its content does not match its fingerprint")
+        raise InputError(f"bundle {where} was altered: its content does not match its fingerprint")
     return bundle
 
 

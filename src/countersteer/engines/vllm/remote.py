@@ -9,9 +9,7 @@ import asyncio
 import base64
 import json
 import os
-import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,7 +18,7 @@ from safetensors.torch import load
 from countersteer.core.errors import EngineError, InputError, RefusedError
 from countersteer.core.request import Chunk, Completion, Request
 from countersteer.core.site import Site
-from countersteer.edits.bundle import save_bundle
+from countersteer.edits.bundle import bundle_bytes
 from countersteer.edits.edit import Intervention
 from countersteer.engines.embedded.adapter_record import AdapterRecord
 from countersteer.engines.vllm.adapters import read_adapters
@@ -272,9 +270,7 @@ class RemoteEngine:
         return _served_as(server, record) or name
 
     async def _tell(self, server: Server, steer: Intervention, name: str | None = None) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            path = save_bundle(steer, Path(folder) / "bundle.safetensors", name=name or "unnamed")
-            content = path.read_bytes()
+        content = bundle_bytes(steer, name=name or "unnamed")
         given = {"name": name} if name else {}
         await self._send(server, "PUT", f"{PATH}/interventions", content=content, params=given)
         server.known.add(steer.fingerprint)

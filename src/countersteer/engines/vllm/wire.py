@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 
 from countersteer.core import errors
 from countersteer.core.errors import CountersteerError, EngineError, InputError, NoOpError, RefusedError
-from countersteer.core.request import Completion, LayerReceipt, Receipt, Request, Sampling
+from countersteer.core.request import Completion, Receipt, Request, Sampling
 from countersteer.core.site import Site
 from countersteer.edits.vectors import ReadRows
 
@@ -112,18 +112,9 @@ def completion_from_json(data: Mapping[str, Any]) -> Completion:
         tokens=tuple(data["tokens"]),
         prompt_tokens=data["prompt_tokens"],
         finish=data["finish"],
-        receipt=receipt_from_json(data["receipt"]),
+        receipt=Receipt.from_dict(data["receipt"]),
         readouts=load(base64.b64decode(values))["readouts"].numpy() if values else None,
     )
-
-
-def receipt_from_json(data: Mapping[str, Any]) -> Receipt:
-    """The receipt that `Receipt.to_dict` or `completion_to_json` wrote."""
-    plain: list[dict[str, Any]] = data["layers"]
-    layers = tuple(
-        LayerReceipt(**{**entry, "before": tuple(entry["before"]), "after": tuple(entry["after"])}) for entry in plain
-    )
-    return Receipt(layers, data["engine"], tuple(data["notes"]))
 
 
 def error_to_json(error: BaseException) -> dict[str, Any]:
