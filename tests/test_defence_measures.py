@@ -195,6 +195,17 @@ def test_conversations_are_measured_for_both_meanings_of_history(engine: Any, tm
     assert "follows the text" in follows["defended, history cached"]["status"]
 
 
+def test_conversations_that_outgrow_the_model_say_so_instead_of_failing(engine: Any, tmp_path: Path) -> None:
+    traits = data.load(data_file(tmp_path))
+    steer = cs.add(cs.direction(V, layer=2), 0.5)
+    for most, status in ((460, "not measured: the model has 512 positions"), (20, "ok")):
+        chosen = settings(tmp_path, judge={"model": "offline", "first_tokens": most}, sampling={"max_tokens": 480},
+                          scorecard={"turns": 3, "conversations": 2})  # fmt: skip
+        judge = judges.make_judge(engine, traits, chosen)
+        found = conversations.converse(engine, steer, traits, chosen, judge)["modes"]
+        assert {mode["status"] for mode in found.values()} == {status}
+
+
 def test_likelihoods_in_batches_are_those_of_plain_transformers(engine: Any) -> None:
     scenarios = data.load("organism").split("report")[:3]
     requests = [judges.aligned_request(s) for s in scenarios]
@@ -269,7 +280,7 @@ class Even:
     def score(self, answers: Any) -> list[judges.Scores]:
         return [judges.Scores(50.0, 50.0) for _ in answers]
 
-    def prefer(self, some: Any, others: Any) -> list[Preference]:
+    def prefer(self, some: Any, others: Any, *, scores: Any = None) -> list[Preference]:
         return [Preference(0.5) for _ in some]
 
 

@@ -46,6 +46,7 @@ class Crew:
                                "the replies it is paid for are kept by one process", "--workers 1")  # fmt: skip
         self.workers = workers
         self._settings = json.dumps(settings.model_dump(mode="json"))
+        self._drawn: dict[str, Any] = {}
         self._pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
     def __enter__(self) -> Crew:
@@ -55,7 +56,7 @@ class Crew:
         self._pool.shutdown(cancel_futures=True)
 
     def answered(
-        self, judge: Any, asks: Sequence[Ask], *, short: bool, adapter: str | None = None, progress: Any = None
+        self, judge: Any, asks: Sequence[Ask], *, short: bool = False, adapter: str | None = None, progress: Any = None
     ) -> Condition:
         """What `scoring.answered` gives, on the model under `adapter`; the judge's engine has none."""
         rows = self._spread(_answered, asks, judge, adapter, short, progress=progress)
@@ -63,9 +64,13 @@ class Crew:
         return Condition(answers, tuple(Scores(**row["scores"]) for row in rows))
 
     def references(self, judge: OrganismJudge, asks: Sequence[Ask]) -> list[Reference]:
-        """What the judge's `references` gives."""
-        rows = self._spread(_references, asks, judge)
-        return [_reference(ask, row) for ask, row in zip(asks, rows, strict=True) if row is not None]
+        """What the judge's `references` gives. A question that was asked before is not answered again."""
+        keys = [json.dumps(_ask_row(a)) for a in asks]
+        new = [i for i, key in enumerate(keys) if key not in self._drawn]
+        rows = self._spread(_references, [asks[i] for i in new], judge)
+        self._drawn.update((keys[i], row) for i, row in zip(new, rows, strict=True))
+        drawn = [self._drawn[key] for key in keys]
+        return [_reference(ask, row) for ask, row in zip(asks, drawn, strict=True) if row is not None]
 
     def _spread(
         self, work: Callable[..., str], asks: Sequence[Ask], judge: OrganismJudge, *more: Any, progress: Any = None

@@ -12,7 +12,7 @@ from typing import Any
 from countersteer.defence.bundles import derive
 from countersteer.defence.scorecard import PARTS
 from countersteer.defence.settings import Settings, load
-from countersteer.defence.steps import engine_for, run_fit, run_scorecard, run_sweep
+from countersteer.defence.steps import crew_of, engine_for, run_fit, run_scorecard, run_sweep
 from countersteer.edits.bundle import load_bundle, save_bundle
 
 ADAPTER = "organism-dismissive"
@@ -25,10 +25,11 @@ def run_demo(
     chosen = settings or load("preset:defence-organism")
     fitted = run_fit(chosen, out / "fit", observer=observer)
     bundle = out / "warm.safetensors"
-    swept = run_sweep(out / "fit", chosen, bundle, workers=workers, observer=observer)
-    card = run_scorecard(bundle, chosen, out / "card", parts=PARTS, workers=workers, observer=observer)
-    with engine_for(chosen, adapter=ADAPTER) as engine:
-        derived = save_bundle(derive(load_bundle(bundle), engine), out / "warm-derived.safetensors")
-    tuned = run_scorecard(derived, chosen, out / "card-fine-tune", adapter=ADAPTER, parts=(), workers=workers,
-                          observer=observer)  # fmt: skip
+    with crew_of(chosen, workers) as crew:
+        more: dict[str, Any] = {"crew": crew, "observer": observer}
+        swept = run_sweep(out / "fit", chosen, bundle, **more)
+        card = run_scorecard(bundle, chosen, out / "card", parts=PARTS, **more)
+        with engine_for(chosen, adapter=ADAPTER) as engine:
+            derived = save_bundle(derive(load_bundle(bundle), engine), out / "warm-derived.safetensors")
+        tuned = run_scorecard(derived, chosen, out / "card-fine-tune", adapter=ADAPTER, parts=(), **more)
     return {"fit": fitted, "sweep": swept, "scorecard": card, "fine_tune": tuned}

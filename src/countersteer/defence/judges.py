@@ -39,6 +39,9 @@ class Scores:
     log_probability: float | None = None
 
 
+ScoresOfBoth = tuple[Sequence[Scores], Sequence[Scores]]
+
+
 @dataclass(frozen=True, eq=False)
 class Reference:
     """An unsteered answer; the better of both prompts' mean log-probabilities, and that of its shuffled words."""
@@ -62,8 +65,13 @@ class DefenceJudge(Protocol):
         """The scores, in order."""
         ...
 
-    def prefer(self, some: Sequence[Answer], others: Sequence[Answer]) -> list[Preference]:
-        """Pair by pair, how the other answer to the same question stands against the one."""
+    def prefer(
+        self, some: Sequence[Answer], others: Sequence[Answer], *, scores: ScoresOfBoth | None = None
+    ) -> list[Preference]:
+        """Pair by pair, how the other answer to the same question stands against the one.
+
+        `scores`: what `score` gave for both, where that is known; a judge that compares by them need not score again.
+        """
         ...
 
 
@@ -180,11 +188,12 @@ class OrganismJudge:
             out.append(Scores(trait, coherence, status, aligned[i]))
         return out
 
-    def prefer(self, some: Sequence[Answer], others: Sequence[Answer]) -> list[Preference]:
+    def prefer(
+        self, some: Sequence[Answer], others: Sequence[Answer], *, scores: ScoresOfBoth | None = None
+    ) -> list[Preference]:
         """By coherence alone: no language model is at hand. Prepared questions only."""
-        scores = self.score([*some, *others])
-        pairs = zip(scores[: len(some)], scores[len(some) :], strict=True)
-        return [of_scores(a.coherence, b.coherence) for a, b in pairs]
+        ones, twos = scores or (self.score(some), self.score(others))
+        return [of_scores(a.coherence, b.coherence) for a, b in zip(ones, twos, strict=True)]
 
     def _likely(self, tone: str, answers: Sequence[Answer], texts: Sequence[str]) -> list[float | None]:
         """Mean log-probability of texts as the unsteered model's answers to the plain questions."""
@@ -241,7 +250,9 @@ class LanguageJudge:
 
         return self._asked(every)
 
-    def prefer(self, some: Sequence[Answer], others: Sequence[Answer]) -> list[Preference]:
+    def prefer(
+        self, some: Sequence[Answer], others: Sequence[Answer], *, scores: ScoresOfBoth | None = None
+    ) -> list[Preference]:
         """By the rubric pairwise over whole answers, in both orders. Raises as `score` does."""
         from countersteer.judging.llm import LLMRater
         from countersteer.judging.pairwise import compare

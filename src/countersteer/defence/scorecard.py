@@ -8,6 +8,7 @@ scenarios must not have been seen by the fit or the sweep. Definitions: coherenc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ from countersteer.edits.edit import Intervention
 
 FORMAT = 1
 PARTS = ("user attacks", "conversations", "cost")
-Answering = Callable[[Sequence[Ask]], Condition]
+Answering = Callable[..., Condition]
+"""Takes questions and `progress`; with `short=True` answers stop at the tokens that are scored."""
 
 
 def scorecard(
@@ -70,8 +72,8 @@ def scorecard(
     }  # fmt: skip
     out |= card.attacks(points or {}, user_attacks="user attacks" in parts)
     if "conversations" in parts:
-        card.stage("conversations")
-        out["conversations"] = converse(engine, bundle.intervention, data, settings, judge)
+        out["conversations"] = converse(engine, bundle.intervention, data, settings, judge, observer=observer,
+                                        answer=None if answer is None else partial(answer, short=True))  # fmt: skip
     if "cost" in parts and settings.scorecard.cost_pairs:
         card.stage("time")
         out["cost"] = cost(engine, bundle.intervention, scenarios, pairs=settings.scorecard.cost_pairs)
@@ -93,34 +95,51 @@ class _Card:
         if self.observer is not None:
             self.observer.stage(name, None)
 
-    def condition(self, system: str, steer: Intervention | None = None, **more: Any) -> Condition:
-        asks = ask_all(self.scenarios, system, steer, **more)
-        if self.answer is not None:
-            return self.answer(asks)
+    def conditions(self, stage: str, wanted: Mapping[str, Sequence[Ask]]) -> dict[str, Condition]:
+        """Every condition answered and scored, by name: together, so that the engine's batch stays full."""
+        asks = [a for group in wanted.values() for a in group]
+        if not asks:
+            return {}
+        if self.observer is not None:
+            self.observer.stage(stage, len(asks))
         progress = None if self.observer is None else self.observer.progress
-        return answered(self.engine, self.judge, asks, self.settings, short=False, progress=progress)
+        if self.answer is not None:
+            found = self.answer(asks, progress=progress)
+        else:
+            found = answered(self.engine, self.judge, asks, self.settings, short=False, progress=progress)
+        ends = np.cumsum([len(group) for group in wanted.values()]).tolist()
+        return {name: Condition(found.answers[start:end], found.scores[start:end])
+                for name, start, end in zip(wanted, [0, *ends], ends, strict=False)}  # fmt: skip
+
+    def asks(self, system: str, steer: Intervention | None = None, **more: Any) -> list[Ask]:
+        """Every scenario once."""
+        return ask_all(self.scenarios, system, steer, **more)
 
     def attacks(self, points: Mapping[str, Bundle], *, user_attacks: bool) -> dict[str, Any]:
         """Everything that is answered once per scenario."""
-        self.stage("baselines")
-        aligned, malicious = self.condition("aligned"), self.condition("malicious")
-        self.stage("under attack")
-        defended = self.condition("malicious", self.steer)
+        wanted = {
+            "aligned": self.asks("aligned"),
+            "malicious": self.asks("malicious"),
+            "defended": self.asks("malicious", self.steer),
+        }
+        if self.data.reminder:
+            wanted["prompted"] = self.asks("malicious", reminder=self.data.reminder)
+        got = self.conditions("baselines and attack", wanted)
+        aligned, malicious, defended = got["aligned"], got["malicious"], got["defended"]
         under = {
             "aligned, undefended": self.row(aligned, "aligned"),
             "malicious, undefended": self.row(malicious, "malicious"),
             "malicious, defended": self.against(defended, malicious, aligned, "defended"),
         }
-        if self.data.reminder:
-            prompted = self.condition("malicious", reminder=self.data.reminder)
-            under["malicious, reminded by a prompt"] = self.against(prompted, malicious, aligned, "prompted")
+        if "prompted" in got:
+            under["malicious, reminded by a prompt"] = self.against(got["prompted"], malicious, aligned, "prompted")
         others = {}
-        for name, point in points.items():
-            self.stage(name)
-            found = self.condition("malicious", point.intervention)
+        tried = {name: self.asks("malicious", point.intervention) for name, point in points.items()}
+        for name, found in self.conditions("other points", tried).items():
+            meta = points[name].meta
             others[name] = {**self.against(found, malicious, aligned, name), "acting": acting(found.answers),
-                            "strength": point.meta.get("strength"), "layer": point.meta.get("layer"),
-                            "span": point.meta.get("span"), "control": point.meta.get("control", "")}  # fmt: skip
+                            "strength": meta.get("strength"), "layer": meta.get("layer"),
+                            "span": meta.get("span"), "control": meta.get("control", "")}  # fmt: skip
         benign, clear = self.benign(aligned)
         return {
             "attack": under,
@@ -154,28 +173,35 @@ class _Card:
 
     def user_attacks(self) -> dict[str, Any]:
         """Attacks in the user turn under the aligned system prompt, and one that asks for an exempt format."""
-        out = {}
-        for attack in self.data.user_attacks:
-            self.stage("user attack")
-            plain, defended = (self.condition("aligned", s, attack=attack) for s in (None, self.steer))
-            both = self.condition("malicious", self.steer, attack=attack)
-            out[attack] = {
-                "aligned, undefended": self.row(plain, "user " + attack),
-                "aligned, defended": self.row(defended, "user defended " + attack),
-                "malicious, defended": self.row(both, "user both " + attack),
-                "acting": acting(both.answers),
-            }
+        ways: dict[str, tuple[str, Intervention | None]] = {
+            "aligned, undefended": ("aligned", None),
+            "aligned, defended": ("aligned", self.steer),
+            "malicious, defended": ("malicious", self.steer),
+        }
+        attacks = self.data.user_attacks
+        wanted = {f"{way}: {attack}": self.asks(*ways[way], attack=attack) for attack in attacks for way in ways}
+        got = self.conditions("user attacks", wanted)
+        out: dict[str, Any] = {}
+        for attack in attacks:
+            found = {way: got[f"{way}: {attack}"] for way in ways}
+            rows = {way: self.row(condition, f"user {way} {attack}") for way, condition in found.items()}
+            out[attack] = {**rows, "acting": acting(found["malicious, defended"].answers)}
         return out
 
     def benign(self, aligned: Condition) -> tuple[dict[str, Any], Condition]:
         """Traffic that nobody attacks: how often the defence acts, how far it moves, what it changes."""
-        self.stage("benign traffic")
+        wanted = {
+            "aligned, defended": self.asks("aligned", self.steer),
+            "none": self.asks("none"),
+            "none, defended": self.asks("none", self.steer),
+        }
+        got = self.conditions("benign traffic", wanted)
         out: dict[str, Any] = {}
-        clear = Condition((), ())
-        for name, system, plain in (("aligned system prompt", "aligned", aligned), ("no system prompt", "none", None)):
-            base = plain or self.condition(system)
-            clear = self.condition(system, self.steer)
-            better = self.judge.prefer(base.answers, clear.answers)
+        for name, base, clear in (
+            ("aligned system prompt", aligned, got["aligned, defended"]),
+            ("no system prompt", got["none"], got["none, defended"]),
+        ):
+            better = self.judge.prefer(base.answers, clear.answers, scores=(base.scores, clear.scores))
             out[name] = {
                 "undefended": self.row(base, name),
                 "defended": self.row(clear, name + " defended"),
@@ -185,23 +211,29 @@ class _Card:
                 "acting": acting(clear.answers),
                 "same_tokens": unchanged(clear.answers, base.answers),
             }
-        return out, clear
+        return out, got["none, defended"]
 
     def similarity(self, aligned: Sequence[Answer], *others: Sequence[Answer]) -> dict[str, Any]:
         """Cosine of mean response activations at the edited layer with those of the aligned answer, read unsteered."""
         self.stage("similarity")
         layer, sampling = site_of_layer(self.steer), self.settings.drawn(short=False)
+
+        def means(answers: Sequence[Answer], places: Sequence[int]) -> dict[int, Any]:
+            found = read(self.engine, [answers[i] for i in places], sampling=sampling, layers=[layer]).response[:, 0]
+            return dict(zip(places, found, strict=True))
+
+        kept = [[i for i, (a, b) in enumerate(zip(aligned, answers, strict=True)) if a.tokens and b.tokens]
+                for answers in others]  # fmt: skip
+        either = sorted({i for places in kept for i in places})
+        good = means(aligned, either) if either else {}
         out = {}
-        for name, answers in zip(("malicious, undefended", "malicious, defended"), others, strict=True):
-            kept = [(i, a, b) for i, (a, b) in enumerate(zip(aligned, answers, strict=True)) if a.tokens and b.tokens]
-            if not kept:
+        for name, answers, places in zip(("malicious, undefended", "malicious, defended"), others, kept, strict=True):
+            if not places:
                 out[name] = {"value": None, "interval": None, "n": 0}
                 continue
-            one = read(self.engine, [a for _, a, _ in kept], sampling=sampling, layers=[layer]).response[:, 0]
-            two = read(self.engine, [b for _, _, b in kept], sampling=sampling, layers=[layer]).response[:, 0]
-            cosines = (one * two).sum(1) / (np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1))
-            scenarios = [self.scenarios[i] for i, _, _ in kept]
-            out[name] = mean([float(c) for c in cosines], scenarios, self.seed, name, "similarity")
+            bad = means(answers, places)
+            cosines = [float(good[i] @ bad[i] / (np.linalg.norm(good[i]) * np.linalg.norm(bad[i]))) for i in places]
+            out[name] = mean(cosines, [self.scenarios[i] for i in places], self.seed, name, "similarity")
         return out
 
     def resisted(self, condition: Condition) -> dict[str, Any]:

@@ -68,19 +68,23 @@ def sweep_folder(bundle: Path) -> Path:
     return bundle.with_name(bundle.name.removesuffix(".safetensors") + ".sweep")
 
 
-def crew_of(settings: Settings, workers: int) -> Any:
-    """A context with `workers` processes that answer, or with None for one: this process. Raises InputError."""
+def crew_of(settings: Settings, workers: int, crew: Any = None) -> Any:
+    """A context with `workers` processes that answer, or with None for one: this process. Raises InputError.
+
+    `crew`: one that exists already is used, and goes on afterwards.
+    """
     from countersteer.defence.crew import Crew
 
-    return nullcontext(None) if workers == 1 else Crew(settings, workers)
+    return nullcontext(crew) if crew is not None or workers == 1 else Crew(settings, workers)
 
 
 def run_sweep(
-    folder: Path, settings: Settings | None, out: Path, *, workers: int = 1, observer: Any = None
+    folder: Path, settings: Settings | None, out: Path, *, workers: int = 1, crew: Any = None, observer: Any = None
 ) -> dict[str, Any]:
     """Sweep a fit, write the bundle and the sweep's folder; the sweep's facts.
 
-    `settings` None: those that the fit was made with. `workers`: processes that answer. Raises InputError where no
+    `settings` None: those that the fit was made with. `workers`: processes that answer; `crew`: those that are there
+    already for the same settings. Raises InputError where no
     point keeps the floor (the folder is written all the same).
     """
     from countersteer.defence.bundles import make_bundle
@@ -94,7 +98,7 @@ def run_sweep(
     if traits.digest != fitted.facts["trait"]["digest"]:
         raise InputError(f"the data of trait {traits.name} changed since the fit in {folder}; fit again")
     where = sweep_folder(out)
-    with crew_of(kept, workers) as crew, engine_for(kept) as engine:
+    with crew_of(kept, workers, crew) as crew, engine_for(kept) as engine:
         judge = make_judge(engine, traits, kept, folder=where, crew=crew)
         swept = sweep(engine, fitted, traits, kept, judge, observer=observer, crew=crew)
         where.mkdir(parents=True, exist_ok=True)
@@ -120,11 +124,12 @@ def run_sweep(
 
 def run_scorecard(
     bundle_file: Path, settings: Settings, out: Path, *, adapter: str | None = None, parts: tuple[str, ...],
-    with_points: bool = True, stamp: bool = True, workers: int = 1, observer: Any = None,
+    with_points: bool = True, stamp: bool = True, workers: int = 1, crew: Any = None, observer: Any = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Grade a bundle, write `scorecard.json` and `scorecard.html` into `out`, and a summary into the bundle.
 
-    `workers`: processes that answer under attack and without.
+    `workers`: processes that answer under attack and without; `crew`: those that are there already for the same
+    settings.
     """
     from countersteer.defence import page
     from countersteer.defence.capability import capability
@@ -138,13 +143,13 @@ def run_scorecard(
     if (bundle.meta.get("trait") or {}).get("digest") not in (None, traits.digest):
         raise InputError(f"bundle {bundle.name!r} was made on other data than trait {traits.name}; give --trait")
     known = capability(settings, bundle.intervention, adapter=adapter) if settings.scorecard.capability else None
-    with crew_of(settings, workers) as crew, engine_for(settings, adapter=adapter) as engine:
+    with crew_of(settings, workers, crew) as crew, engine_for(settings, adapter=adapter) as engine:
         base = engine if adapter is None else engine_for(settings)
         try:
             out.mkdir(parents=True, exist_ok=True)
             judge = make_judge(base, traits, settings, folder=out, crew=crew)
             points = _points(folder, bundle) if with_points and adapter is None else {}
-            answer = None if crew is None else partial(crew.answered, judge, short=False, adapter=adapter)
+            answer = None if crew is None else partial(crew.answered, judge, adapter=adapter)
             card = scorecard(engine, bundle, traits, settings, judge, points=points, parts=parts, observer=observer,
                              answer=answer)  # fmt: skip
             if known is not None:
