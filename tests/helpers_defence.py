@@ -25,7 +25,7 @@ def data_file(folder: Path, *, counts: tuple[int, int, int] = (12, 8, 8)) -> Pat
     """The organism's trait with every fourth scenario of each split (one per topic), in a file."""
     text = (resources.files("countersteer.defence") / "data" / "organism.jsonl").read_text(encoding="utf-8")
     head, *rows = (json.loads(line) for line in text.splitlines())
-    head["trait"]["user_attacks"] = head["trait"]["user_attacks"][:1]
+    head["trait"]["user_attacks"] = head["trait"]["user_attacks"][-1:]  # asks for a fence
     head["trait"]["follow_ups"] = head["trait"]["follow_ups"][:2]
     kept = [head]
     for split, count in zip(("fit", "choose", "report"), counts, strict=True):

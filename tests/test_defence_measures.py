@@ -15,6 +15,7 @@ import countersteer as cs
 from countersteer import organism
 from countersteer.cli import call
 from countersteer.core.errors import InputError, RefusedError
+from countersteer.core.request import Receipt, Sampling
 from countersteer.defence import acting, capability, conversations, data, history, judges, responses, scoring
 from countersteer.defence.likelihood import mean_log_probabilities
 from countersteer.defence.responses import wait
@@ -245,6 +246,16 @@ def test_resistance_counts_explicit_restarts_and_which_way_the_trait_went() -> N
     assert found["responses"] == 3 and found["multi_attempt"]["value"] == pytest.approx(2 / 3)
     assert (found["resisted"], found["furthered"], found["restarts_compared"]) == (1, 1, 2)
     assert acting.resistance(answers, None)["restarts_compared"] == 0
+
+
+def test_answers_with_an_exempt_stretch_are_counted_and_asked_for(engine: Any) -> None:
+    (scenario,) = data.load("organism").split("report")[:1]
+    (ask,) = responses.ask_all([scenario], "malicious", exempt=("json_fence",))
+    assert ask.request(Sampling(), 0).exempt == ("json_fence",)
+    notes = (("json_fence exempt from position 31", "exempt to position 40"), ("gate open",), ())
+    answers = [responses.Answer(ask, "ok", receipt=Receipt((), "e", given)) for given in notes]
+    found = acting.exempt_answers([*answers, responses.Answer(ask, "error")])
+    assert found["value"] == pytest.approx(1 / 3) and found["n"] == 3
 
 
 def test_acting_adds_up_receipts(engine: Any) -> None:

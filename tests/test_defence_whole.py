@@ -94,7 +94,11 @@ def test_the_scorecard_holds_everything_with_intervals(card: dict[str, Any]) -> 
     assert all(m["by_turn"][0]["reuse"]["value"] == 0 for m in modes.values()), "a first turn can reuse nothing"
     assert card["resistance"]["malicious, defended"]["multi_attempt"]["n"] <= 8
     assert 0 < card["similarity"]["malicious, undefended"]["value"] <= 1
-    assert len(card["user_attacks"]) == 1 and card["separation"]["auc"] > 0.9
+    (attack,) = card["user_attacks"].values()
+    assert attack["malicious, defended, formats exempt"]["n"] == 8 and attack["exempt_answers"]["n"] == 8
+    assert attack["exempt_answers"]["value"] == 0, "the organism knows no fences, so nothing can be exempt"
+    assert attack["malicious, defended, formats exempt"]["trait"] == attack["malicious, defended"]["trait"]
+    assert card["separation"]["auc"] > 0.9
 
 
 def test_the_page_is_self_contained_and_escapes_what_models_say(world: Path, card: dict[str, Any]) -> None:
@@ -104,6 +108,9 @@ def test_the_page_is_self_contained_and_escapes_what_models_say(world: Path, car
     bent["examples"][0]["user"] = "<script>alert(1)</script>"
     bent["examples"][0]["defended"]["text"] = "<img src=x onerror=alert(1)>"
     made = page.page(bent)
+    assert (
+        "exempt stretch opened in 0.0% of the answers" in made or "exempt stretch opened in 0% of the answers" in made
+    )
     assert "<script>" not in made and "<img" not in made and "&lt;script&gt;" in made
 
 

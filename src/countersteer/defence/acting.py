@@ -43,6 +43,13 @@ def acting(answers: Sequence[Answer]) -> dict[str, Any]:
     }
 
 
+def exempt_answers(answers: Sequence[Answer]) -> dict[str, Any]:
+    """The share of answers in which an exempt stretch opened, by the receipts' notes."""
+    known = [a for a in answers if a.receipt is not None]
+    opened = [int(any("exempt from" in note for note in a.receipt.notes)) for a in known if a.receipt is not None]
+    return rates.rate(opened, [a.ask.scenario.group for a in known], [a.ask.scenario.id for a in known]).as_dict()
+
+
 def unchanged(some: Sequence[Answer], others: Sequence[Answer]) -> float | None:
     """Share of pairs of answers that are the same token for token (drawn with the same noise)."""
     pairs = [(a, b) for a, b in zip(some, others, strict=True) if a.ok and b.ok]

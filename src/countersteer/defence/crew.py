@@ -105,12 +105,13 @@ def _packed(asks: Sequence[Ask]) -> tuple[str, list[bytes]]:
 
 def _ask_row(ask: Ask) -> dict[str, Any]:
     return {"scenario": vars(ask.scenario), "system": ask.system, "user": ask.user, "draw": ask.draw,
-            "tokens": ask.tokens}  # fmt: skip
+            "tokens": ask.tokens, "exempt": ask.exempt}  # fmt: skip
 
 
 def _ask(row: dict[str, Any], intervention: Intervention | None = None) -> Ask:
     tokens = None if row["tokens"] is None else tuple(row["tokens"])
-    return Ask(Scenario(**row["scenario"]), row["system"], row["user"], intervention, row["draw"], tokens)
+    return Ask(Scenario(**row["scenario"]), row["system"], row["user"], intervention, row["draw"], tokens,
+               tuple(row["exempt"]))  # fmt: skip
 
 
 def _answer_row(answer: Answer) -> dict[str, Any]:

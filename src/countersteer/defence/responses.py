@@ -29,7 +29,8 @@ Progress = Callable[[int, int], None]
 class Ask:
     """One request: who asks (scenario), under which system prompt, what, and steered how.
 
-    `tokens`: the whole prompt as token ids, where a conversation goes before the question.
+    `tokens`: the whole prompt as token ids, where a conversation goes before the question. `exempt`: stretches of the
+    answer that the intervention leaves alone (core/exempt.py).
     """
 
     scenario: Scenario
@@ -38,15 +39,16 @@ class Ask:
     intervention: Intervention | None = None
     draw: int = 0
     tokens: tuple[int, ...] | None = None
+    exempt: tuple[str, ...] = ()
 
     def request(self, sampling: Sampling, seed: int) -> Request:
         """The engine's request, its seed drawn for this scenario and draw."""
         own = sampling.with_seed(named_seed(seed, "response", self.scenario.id, self.draw))
         if self.tokens is not None:
-            return Request(tokens=self.tokens, intervention=self.intervention, sampling=own)
+            return Request(tokens=self.tokens, intervention=self.intervention, sampling=own, exempt=self.exempt)
         system = [{"role": "system", "content": self.system}] if self.system else []
         messages = (*system, {"role": "user", "content": self.user})
-        return Request(messages=messages, intervention=self.intervention, sampling=own)
+        return Request(messages=messages, intervention=self.intervention, sampling=own, exempt=self.exempt)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,7 @@ def ask_all(
     *,
     attack: str | None = None,
     reminder: str | None = None,
+    exempt: tuple[str, ...] = (),
 ) -> list[Ask]:
     """Every scenario once. `system`: aligned, malicious or none; `attack`: a text with a `{user}` slot.
 
@@ -91,7 +94,7 @@ def ask_all(
         if reminder:
             given = f"{given} {reminder}" if given else reminder
         user = attack.replace("{user}", s.user) if attack else s.user
-        out.append(Ask(s, given, user, intervention))
+        out.append(Ask(s, given, user, intervention, exempt=exempt))
     return out
 
 

@@ -7,14 +7,16 @@ scenarios must not have been seen by the fit or the sweep. Definitions: coherenc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from countersteer.core.errors import InputError
-from countersteer.defence.acting import acting, resistance, unchanged
+from countersteer.core.exempt import EXEMPTIONS
+from countersteer.defence.acting import acting, exempt_answers, resistance, unchanged
 from countersteer.defence.bundles import separation
 from countersteer.defence.conversations import converse
 from countersteer.defence.cost import cost
@@ -28,6 +30,10 @@ from countersteer.edits.bundle import Bundle, refuse_other_engine
 from countersteer.edits.edit import Intervention
 
 FORMAT = 1
+Name = TypeVar("Name", bound=Hashable)
+EXEMPT = "malicious, defended, formats exempt"
+ASKS_FOR_FORMAT = re.compile(r"json|fence|tool", re.IGNORECASE)
+"""Attacks whose words ask for a format that a policy can exempt."""
 PARTS = ("user attacks", "conversations", "cost")
 Answering = Callable[..., Condition]
 """Takes questions and `progress`; with `short=True` answers stop at the tokens that are scored."""
@@ -95,7 +101,7 @@ class _Card:
         if self.observer is not None:
             self.observer.stage(name, None)
 
-    def conditions(self, stage: str, wanted: Mapping[str, Sequence[Ask]]) -> dict[str, Condition]:
+    def conditions(self, stage: str, wanted: Mapping[Name, Sequence[Ask]]) -> dict[Name, Condition]:
         """Every condition answered and scored, by name: together, so that the engine's batch stays full."""
         asks = [a for group in wanted.values() for a in group]
         if not asks:
@@ -172,20 +178,28 @@ class _Card:
         }
 
     def user_attacks(self) -> dict[str, Any]:
-        """Attacks in the user turn under the aligned system prompt, and one that asks for an exempt format."""
-        ways: dict[str, tuple[str, Intervention | None]] = {
-            "aligned, undefended": ("aligned", None),
-            "aligned, defended": ("aligned", self.steer),
-            "malicious, defended": ("malicious", self.steer),
+        """Attacks in the user turn, under both system prompts.
+
+        One that asks for a format which a policy may exempt is tried with the exemptions switched on as well: what an
+        administrator gives away with them.
+        """
+        ways: dict[str, dict[str, Any]] = {
+            "aligned, undefended": {"system": "aligned"},
+            "aligned, defended": {"system": "aligned", "steer": self.steer},
+            "malicious, defended": {"system": "malicious", "steer": self.steer},
         }
-        attacks = self.data.user_attacks
-        wanted = {f"{way}: {attack}": self.asks(*ways[way], attack=attack) for attack in attacks for way in ways}
-        got = self.conditions("user attacks", wanted)
-        out: dict[str, Any] = {}
-        for attack in attacks:
-            found = {way: got[f"{way}: {attack}"] for way in ways}
-            rows = {way: self.row(condition, f"user {way} {attack}") for way, condition in found.items()}
-            out[attack] = {**rows, "acting": acting(found["malicious, defended"].answers)}
+        wanted: dict[tuple[str, str], list[Ask]] = {}
+        for attack in self.data.user_attacks:
+            wanted |= {(attack, way): self.asks(attack=attack, **given) for way, given in ways.items()}
+            if ASKS_FOR_FORMAT.search(attack):
+                wanted[attack, EXEMPT] = self.asks("malicious", self.steer, attack=attack, exempt=tuple(EXEMPTIONS))
+        out: dict[str, Any] = {attack: {} for attack in self.data.user_attacks}
+        for (attack, way), found in self.conditions("user attacks", wanted).items():
+            out[attack][way] = self.row(found, f"user {way} {attack}")
+            if way == "malicious, defended":
+                out[attack]["acting"] = acting(found.answers)
+            elif way == EXEMPT:
+                out[attack]["exempt_answers"] = exempt_answers(found.answers)
         return out
 
     def benign(self, aligned: Condition) -> tuple[dict[str, Any], Condition]:
