@@ -7,7 +7,7 @@ VLLM := .venv-vllm
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo defence-demo test test-vllm test-vllm-quick check format bench clean bench-finetune
+.PHONY: setup demo defence-demo test vllm test-vllm test-vllm-quick check format bench clean bench-finetune
 
 setup: $(STAMP)
 
@@ -37,6 +37,8 @@ $(VLLM)/.installed: pyproject.toml
 	$(VLLM)/bin/python -m pip install -q --no-deps -e .
 	$(VLLM)/bin/python -c 'import vllm, countersteer; assert vllm.__version__.startswith("0.32.")'
 	touch $@
+
+vllm: $(VLLM)/.installed
 
 VLLM_TEST := OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -p no:cacheprovider -q
 test-vllm: $(VLLM)/.installed $(STAMP)
