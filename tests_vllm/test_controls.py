@@ -180,7 +180,6 @@ def test_bad_requests_are_one_line_and_leave_the_engine_working(folder: Path) ->
         ({"layers": (1, 9)}, "layers 0..2"),
         ({"capture_layers": (5,)}, "layers 0..2"),
         ({"rows": ()}, "rows"),
-        ({"enable_lora": True}, "LoRA"),
         (
             {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}},
             "speculative",
