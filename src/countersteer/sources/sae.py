@@ -205,9 +205,9 @@ class SAE:
 def load_sae(folder: str | Path, *, labels: bool = True) -> SAE:
     """Open an SAE in SAELens's folder format, or a shipped one as "organism" or "organism-plain".
 
-    Reads `cfg.json`, the header of `sae_weights.safetensors`, 64 KiB of each tensor (for the fingerprint) and the
-    folder's labels file, if there is one and `labels` is on. Raises InputError for missing or malformed files and RefusedError for what
-    cannot be an edit of the residual stream (see `sae_config`).
+    Reads `cfg.json`, the header of `sae_weights.safetensors`, 64 KiB of each tensor (for the fingerprint) and, if
+    `labels` is on, the folder's labels file where there is one. Raises InputError for missing or malformed files and
+    RefusedError for what cannot be an edit of the residual stream (see `sae_config`).
     """
     if not isinstance(folder, str | Path):
         raise InputError(f"an SAE is a folder, or 'organism'; got {type(folder).__name__}")
