@@ -35,12 +35,11 @@ from countersteer.core.site import Site
 from countersteer.edits.bundle import load_bundle
 from countersteer.engines.vllm import private
 from countersteer.engines.vllm.adapters import served_adapters
-from countersteer.engines.vllm.admission import SHAPE
 from countersteer.engines.vllm.engine import describe, read_facts
 from countersteer.engines.vllm.measured import notes_of, problem_of, receipt_of
 from countersteer.engines.vllm.pooling import max_activations
 from countersteer.engines.vllm.session import FAMILY, Session
-from countersteer.engines.vllm.settings import CONFIG_KEY, Settings
+from countersteer.engines.vllm.settings import CONFIG_KEY, SHAPE, Settings
 from countersteer.engines.vllm.store import Store, check_made_for
 from countersteer.engines.vllm.wire import (
     completion_to_json,
