@@ -71,7 +71,7 @@ def residuals(ids: list[int], layer: int) -> torch.Tensor:
 
 
 class Llm:
-    """vLLM's engine over workers: computes texts in chunks, several at once; `hurt` texts end without being computed."""
+    """vLLM's engine over workers: computes texts in chunks, several at once. Texts of `hurt` lengths fail."""
 
     def __init__(self, *worlds: World) -> None:
         self.worlds, self.called, self.gone, self.hurt = worlds, list[tuple[str, Any]](), set[str](), set[int]()
@@ -370,6 +370,7 @@ def test_an_sae_of_another_width_ends_the_start(session: Session, tmp_path: Path
 
     knows(session)
     monkeypatch.setenv("COUNTERSTEER_STORE", str(session.store.folder))
+    monkeypatch.setenv("COUNTERSTEER_SHAPE", "")
     monkeypatch.setattr(served, "read_facts", lambda *given: session.facts)
     monkeypatch.setattr(Session, "workers", workers)
     settings = {"countersteer": session.settings.to_dict()}
