@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import countersteer as cs
+from countersteer.engines.scripted import Shape
 from helpers_cases import METHODS, Maker
 from helpers_models import ARCHITECTURES, decoder_layers, prompts, tiny
 from helpers_reference import Write, in_span, plain_hooks, reference
@@ -158,3 +159,26 @@ def test_positions_of_the_first_token_are_kept_out_of_means() -> None:
     (first,) = alone.receipt.layers
     assert (first.tokens_seen, first.tokens_changed) == (1, 1)
     assert first.mean_relative is None and first.max_relative is None and first.before == ()
+
+
+def test_maxima_of_a_whole_sae_are_those_of_its_latents_read_one_by_one() -> None:
+    """At the SAE's own layer and another, with the chat template and without; the scripted engine keeps the form."""
+    sae, texts = cs.load_sae("organism"), [f"{word} the shirt." for word in ("Iron", "Fold", "Wash and dry")] * 12
+    latents = sae.latents(range(sae.d_sae))
+    with cs.load_engine("organism") as engine:
+        for layer, template in ((None, True), (1, False)):
+            got = asyncio.run(engine.max_activations(texts, sae, layer=layer, template=template))
+            rows = latents if layer is None else latents.at(layer)
+            want = asyncio.run(engine.forward(texts, readouts=rows, reduce="max", template=template))
+            assert got.dtype == np.float32
+            np.testing.assert_allclose(got, torch.stack(want).numpy(), rtol=1e-4, atol=1e-4)
+            assert (got > 0).any() and (got == 0).any()
+        assert asyncio.run(engine.max_activations([], sae)).shape == (0, sae.d_sae)
+        with pytest.raises(cs.InputError, match="layers 0"):
+            asyncio.run(engine.max_activations(texts, sae, layer=99))
+        with pytest.raises(cs.InputError, match="list of texts"):
+            asyncio.run(engine.max_activations("one text", sae))
+    scripted = cs.ScriptedEngine({}, shape=Shape(4, sae.d_model))
+    assert asyncio.run(scripted.max_activations(texts, sae)).shape == (len(texts), sae.d_sae)
+    with pytest.raises(cs.InputError, match="7 wide"):
+        asyncio.run(cs.ScriptedEngine({}, shape=Shape(4, 7)).max_activations(texts, sae))

@@ -18,7 +18,7 @@ BELOW: dict[str, set[str]] = {
     "statistics": {"core"},
     "organism": {"core"},
     "sources": {"core", "edits", "organism"},
-    "engines": {"core", "edits", "organism"},
+    "engines": {"core", "edits", "organism", "sources"},
     "judging": {"core"},
     "store": {"core"},
     "studies": {"core", "edits", "statistics", "organism", "sources", "engines", "judging", "store"},

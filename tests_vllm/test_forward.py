@@ -1,4 +1,4 @@
-"""Readouts, captures and gates of two tensor-parallel workers against residuals taken by plain hooks."""
+"""Readouts, captures, gates and pooled SAEs of two tensor-parallel workers against residuals taken by plain hooks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 
 import countersteer as cs
 import worlds
+from countersteer.sources import encode
 from helpers_models import decoder_layers, prompts
 from helpers_reference import plain_hooks, residuals
 from runs import start
@@ -19,7 +20,7 @@ from runs import start
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
-def test_forward_readouts_and_gates_equal_plain_hooks(folder: Path) -> None:
+def test_forward_readouts_and_gates_equal_plain_hooks(folder: Path, monkeypatch: Any) -> None:
     path = worlds.save("llama", folder)
     model = worlds.load(path)
     texts = [*prompts(6, seed=31, low=4, high=60), list(range(3, 88)) + [3] * 20]
@@ -36,6 +37,12 @@ def test_forward_readouts_and_gates_equal_plain_hooks(folder: Path) -> None:
         x = x0 @ read + 0.3
         activation = torch.where(x > latent.threshold, x, torch.zeros_like(x))
         return torch.stack([x2 @ (v / v.norm()), activation], 1)
+
+    own = worlds.save_sae(folder / "sae", layer=2, seed=1)
+    wide = worlds.save_sae(folder / "wide", layer=2, seed=1, width=8)
+    many = [*texts, *prompts(60, seed=32, low=2, high=40)]
+    with cs.load_engine(str(path), dtype="float32") as embedded:
+        theirs = asyncio.run(embedded.max_activations(many, cs.load_sae(own)))
 
     with start(path, enforce_eager=True, tensor_parallel_size=2, capture_layers=(0, 2)) as engine:
 
@@ -60,6 +67,32 @@ def test_forward_readouts_and_gates_equal_plain_hooks(folder: Path) -> None:
             torch.testing.assert_close(mine.double(), readouts(h[0][i], h[2][i])[1:].amax(0), **CLOSE)
         with pytest.raises(cs.RefusedError, match="capture"):
             forward(capture=cs.Site(1))
+
+        # the maxima of a whole SAE: taken in the workers, in several passes, some texts in chunks
+        def pooled(given: Path = own, **options: Any) -> Any:
+            return asyncio.run(engine.max_activations(many, cs.load_sae(given), **options))
+
+        for positions in (10**6, 150):
+            monkeypatch.setattr(encode, "HELD_BYTES", 4 * worlds.WIDTH * positions)
+            mine = pooled()
+            np.testing.assert_allclose(mine, theirs, **CLOSE)
+        hooks_say = worlds.maxima(own, [residuals(model, t, 2) for t in many]).numpy()
+        np.testing.assert_allclose(mine, hooks_say, **CLOSE)
+        assert (mine > 0).any() and (mine == 0).any()
+        at_0 = worlds.maxima(own, [residuals(model, t, 0) for t in many]).numpy()
+        np.testing.assert_allclose(pooled(layer=0), at_0, **CLOSE)
+        assert not np.allclose(at_0, hooks_say, atol=0.1)
+        with pytest.raises(cs.InputError, match="8 wide"):
+            pooled(wide)
+        with pytest.raises(cs.RefusedError, match="capture"):
+            pooled(layer=1)
+        hidden = own.with_name("hidden")
+        kept_sae = cs.load_sae(own)
+        own.rename(hidden)  # the workers do not find it: an error, and they go on
+        with pytest.raises(cs.InputError, match="no SAE folder"):
+            asyncio.run(engine.max_activations(many[:3], kept_sae))
+        hidden.rename(own)
+        np.testing.assert_allclose(pooled(), theirs, **CLOSE)
 
         # readouts of a steered response are read after the edit of their layer
         case = next(c for c in worlds.shared(worlds.cases(model)) if c.name == "shared 0 mixed")

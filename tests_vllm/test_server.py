@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 import countersteer as cs
@@ -23,6 +24,8 @@ import worlds
 from countersteer.cli.serve_vllm import server_command
 from countersteer.core.errors import EngineError
 from countersteer.engines.vllm.remote import RemoteEngine, load_remote
+from helpers_models import prompts
+from helpers_reference import residuals
 from runs import free_port
 
 KEY = "a-test-key"
@@ -37,6 +40,9 @@ class World:
     cases: list[worlds.Case]
     want: list[worlds.Expected]
     process: Any
+    model: Any
+    sae: Path
+    """The folder of the SAE that the server was started with."""
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +54,7 @@ def world(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wo
     bundles = tmp_path_factory.mktemp("bundles")
     named = next(c for c in cases if c.name == "shared 0 add")
     cs.save_bundle(named.request.intervention, bundles / "warm.safetensors", name="warm")
+    sae = worlds.save_sae(folder / "served-sae", layer=1, seed=2)
     port = free_port()
     more = "--skip-tokenizer-init --max-model-len 128 --max-num-batched-tokens 64 --block-size 32"
     more += f" --max-num-seqs 32 --kv-cache-memory-bytes {1 << 27} --enforce-eager"
@@ -59,6 +66,7 @@ def world(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wo
         dtype="float32",
         rows=(40, 8),
         parts=3,
+        saes=[sae],
         more=more.split(),
     )
     log = tmp_path_factory.mktemp("server") / "log"
@@ -76,7 +84,7 @@ def world(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wo
                 time.sleep(0.5)
         else:
             raise AssertionError(log.read_text()[-3000:])
-        yield World(url, cases, want, process)
+        yield World(url, cases, want, process, model, sae)
         assert process.poll() is None, log.read_text()[-3000:]
     finally:
         process.terminate()
@@ -111,6 +119,23 @@ def test_by_url_every_case_equals_plain_hooks(world: World) -> None:
         values = engine.run([world.cases[0].request.with_(readouts=[cs.direction([1.0] * worlds.WIDTH, layer=1)])])
         read = len(world.cases[0].tokens) + worlds.NEW - 1
         assert values[0].readouts.shape == (read, 1)
+
+
+def test_by_url_maxima_of_an_sae_are_the_servers_or_taken_here(world: World, tmp_path: Path) -> None:
+    other = worlds.save_sae(tmp_path / "other", layer=1, seed=3)
+    texts = prompts(40, seed=33, low=2, high=70)
+    h = [residuals(world.model, text, 1) for text in texts]
+    with load_remote([world.url], api_key=KEY) as engine:
+        assert engine.describe()["saes"] == [cs.load_sae(world.sae).fingerprint]
+        for folder in (world.sae, other):  # the second one is unknown there
+            got = asyncio.run(engine.max_activations(texts, cs.load_sae(folder)))
+            want = worlds.maxima(folder, h).numpy()
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    path, good = f"{world.url}/v1/countersteer/pool", {"Authorization": f"Bearer {KEY}"}
+    assert httpx.post(path, json={}).status_code == 401
+    for wrong in (str(other), "../other", "0" * 32):
+        answer = httpx.post(path, json={"inputs": texts[:1], "sae": wrong}, headers=good)
+        assert answer.status_code == 400, answer.text
 
 
 def spoiled(world: World, value: float, folder: Path) -> bytes:

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 
+import countersteer as cs
 from countersteer.store import Run
 from countersteer.store.export import records
 from countersteer.studies import runner, spec
@@ -75,7 +76,7 @@ def servers(count: int, logs: Path) -> Iterator[list[tuple[str, Any]]]:
                 "--dtype",
                 "float32",
             ]
-            command += ["--dtype", "float32", "--port", str(port), "--capture-layer", "3", "--", *OPTIONS.split()]
+            command += ["--dtype", "float32", "--port", str(port), "--sae", "organism", "--", *OPTIONS.split()]
             log = (logs / f"server{number}.log").open("w")
             process = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -139,10 +140,11 @@ def test_a_study_over_two_servers_equals_the_embedded_engines_though_one_is_kill
         far = spec.parse(STUDY.format(engine=f'kind = "vllm"\nurls = {urls}', prompts=prompts))
         killer = Killer(*started[0])
         with runner.run_study(far, tmp_path / "vllm", observer=killer) as run:
-            got, again = rows(run), run.fact("detectors")
+            got, again, facts = rows(run), run.fact("detectors"), run.header["engine"]
         assert killer.process.wait(timeout=60) == -signal.SIGKILL
     assert killer.tokens > 0, "the server that was killed had got no work"
     assert set(got) == set(want) and len(want) >= 4 * 6 * 3
+    assert facts["saes"] == [cs.load_sae("organism").fingerprint]  # the maxima were taken there
     assert again["selected"] == detectors["selected"]
     assert {row["status"] for row in got.values()} <= {row["status"] for row in want.values()}
     different = [key for key, row in want.items() if got[key]["text"] != row["text"]]

@@ -5,6 +5,7 @@ The same requests are built in any environment (the embedded engine's answers co
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import countersteer as cs
@@ -229,6 +231,25 @@ def receipts(model: Any, case: Case, generated: list[int]) -> dict[int, dict[str
             "max": float(relative.max()) if len(relative) else 0.0,
         }
     return out
+
+
+def save_sae(folder: Path, *, layer: int, seed: int, width: int = WIDTH, latents: int = 300) -> Path:
+    """A ReLU SAE of random weights, in SAELens's format."""
+    g = torch.Generator().manual_seed(seed)
+    shapes = {"W_enc": (width, latents), "W_dec": (latents, width), "b_enc": (latents,), "b_dec": (width,)}
+    folder.mkdir(exist_ok=True)
+    save_file({k: torch.randn(s, generator=g) for k, s in shapes.items()}, folder / "sae_weights.safetensors")
+    hook = f"blocks.{layer}.hook_resid_post"
+    about = {"architecture": "standard", "d_in": width, "d_sae": latents, "hook_name": hook}
+    (folder / "cfg.json").write_text(json.dumps(about))
+    return folder
+
+
+def maxima(folder: Path, residuals: Sequence[Tensor]) -> Tensor:
+    """The largest activation of each of its latents on each text, position 0 left out, from the tensors in float64."""
+    w = {k: v.double() for k, v in load_file(folder / "sae_weights.safetensors").items()}
+    x = [(h.double()[1:] - w["b_dec"]) @ w["W_enc"] + w["b_enc"] for h in residuals]
+    return torch.stack([v.clamp_min(0).amax(0) for v in x])
 
 
 def readouts() -> list[Any]:

@@ -43,6 +43,9 @@ Parts = Annotated[int, typer.Option("--parts", min=1, help="vllm: edits of one r
 Adapters = Annotated[
     list[str] | None, typer.Option("--adapters", help="vllm: NAME=FOLDER, a LoRA adapter that requests may name.")
 ]
+Saes = Annotated[
+    list[str] | None, typer.Option("--sae", help="vllm: an SAE's folder, which studies by URL may have pooled here.")
+]
 Urls = Annotated[
     list[str] | None, typer.Option("--url", help="vllm: a steered server to stand in front of; again for more.")
 ]
@@ -54,7 +57,7 @@ TAKES = {
     **{name: _ALL for name in ("model", "engine", "host", "port", "check", "as_json")},
     **{name: {EMBEDDED, STARTED} for name in ("places", "adapter")},
     **{name: {PLAIN, STARTED} for name in ("layer", "capture_layer", "rows", "parts", "more")},
-    **{name: {PLAIN} for name in ("bundles", "adapters")},
+    **{name: {PLAIN} for name in ("bundles", "adapters", "sae")},
     "dtype": _ALL - {BEHIND},
     "device": {EMBEDDED},
     "url": {BEHIND},
@@ -100,6 +103,7 @@ def serve(
     rows: Rows = 128,
     parts: Parts = 2,
     adapters: Adapters = None,
+    sae: Saes = None,
     url: Urls = None,
     more: More = None,
     as_json: Json = False,
@@ -118,7 +122,7 @@ def serve(
         serve_vllm(
             model, check=check, as_json=as_json, bundles=bundles, host=host, port=port, dtype=dtype,
             layers=layer or (), rows=(rows,), parts=parts, capture_layers=capture_layer or (),
-            adapters=_named(adapters or ()), more=more or (),
+            adapters=_named(adapters or ()), saes=sae or (), more=more or (),
         )  # fmt: skip
         return
     plan = _plan(bundle, policy, mode=mode, share=share, choose=choose, exempt=exempt)

@@ -44,18 +44,21 @@ def server_command(
     parts: int = 2,
     capture_layers: Sequence[int] = (),
     adapters: Mapping[str, str | Path] | None = None,
+    saes: Sequence[str | Path] = (),
     more: Sequence[str] = (),
 ) -> tuple[list[str], dict[str, str]]:
     """The command of the server and the environment it needs. Bundles are registered under their files' names.
 
-    Raises InputError for bundles that cannot be read, for options that steering does not allow, and for an address
-    that other machines reach without an API key.
+    `saes`: folders of SAEs whose maxima the server can take; the layers that they read are captured. Raises InputError
+    for bundles and SAEs that cannot be read, for options that steering does not allow, and for an address that other
+    machines reach without an API key; RefusedError for a TopK SAE.
     """
     from countersteer import organism
     from countersteer.engines.vllm.adapters import lora_options, read_adapters
     from countersteer.engines.vllm.engine import SCHEDULER, WORKER
     from countersteer.engines.vllm.settings import Settings
     from countersteer.engines.vllm.store import ENV, Store
+    from countersteer.sources.sae import load_sae
 
     for given in (option.split("=")[0].replace("_", "-") for option in more):
         if given in OWNED:
@@ -63,7 +66,11 @@ def server_command(
     if host not in LOCAL and not (api_key or os.environ.get("VLLM_API_KEY")):
         raise InputError(f"host {host} lets other machines in without a key: set VLLM_API_KEY")
     source = str(organism.path(model)) if model in organism.SHIPPED else model
-    settings = Settings(tuple(layers), tuple(rows), capture=tuple(capture_layers), parts=parts)
+    loaded = [load_sae(folder, labels=False) for folder in saes]
+    for sae in loaded:
+        sae.require_activations()
+    captured = {*capture_layers, *(sae.site.layer for sae in loaded)}
+    settings = Settings(tuple(layers), tuple(rows), capture=tuple(captured), parts=parts)
     records = read_adapters(adapters or {})
     given_store = os.environ.get(ENV)
     if given_store:
@@ -71,6 +78,8 @@ def server_command(
     store = Store(tempfile.mkdtemp(prefix="countersteer-server-", dir=given_store))
     if bundles is not None:
         store.preload(bundles)
+    for sae in loaded:
+        store.put_sae(sae)
     plugins = [p for p in os.environ.get("VLLM_PLUGINS", "").split(",") if p and p != "countersteer"]
     environment = {
         ENV: str(store.folder),
@@ -154,9 +163,14 @@ def serve_vllm(model: str, *, check: bool, as_json: bool, **options: Any) -> Non
         raise InputError("vLLM is not installed: pip install 'countersteer[vllm]'")
     command, environment = server_command(model, **options)
     if check:
-        names = Store(environment[ENV]).names()
-        data = {"model": model, "engine": "vllm", "bundles": names, "command": command}
-        text = [f"{model} on vLLM, {len(names)} bundles", *(f"  {n}: {f}" for n, f in names.items())]
+        store = Store(environment[ENV])
+        names, saes = store.names(), store.saes()
+        data = {"model": model, "engine": "vllm", "bundles": names, "saes": saes, "command": command}
+        text = [
+            f"{model} on vLLM, {len(names)} bundles",
+            *(f"  {n}: {f}" for n, f in names.items()),
+            *(f"  SAE {key}" for key in saes),
+        ]
         emit(data, as_json=as_json, text="\n".join(text))
         return
     os.execvpe(command[0], command, {**os.environ, **environment})

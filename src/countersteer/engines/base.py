@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from countersteer.core.request import Chunk, Completion, Request
 
 
@@ -53,6 +56,15 @@ class Engine(Protocol):
         template: bool = False,
     ) -> list[Any]:
         """Teacher-forced pass over each input; per input an array [tokens, n] (or [n] when reduced)."""
+        ...
+
+    async def max_activations(
+        self, inputs: Sequence[Any], sae: Any, *, layer: int | None = None, template: bool = False
+    ) -> NDArray[np.float32]:
+        """Largest activation of every latent of `sae` (a `sources.SAE`) on each text, float32 [texts, d_sae].
+
+        Read at `layer`, or at the SAE's own site; position 0 is left out. Raises InputError, RefusedError (TopK SAEs).
+        """
         ...
 
     def close(self) -> None:

@@ -12,10 +12,14 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from countersteer.core.errors import EngineError, InputError, NoOpError
 from countersteer.core.fingerprint import fingerprint, named_seed, rng
 from countersteer.core.request import Chunk, Completion, LayerReceipt, Receipt, Request
 from countersteer.core.site import Site
+from countersteer.engines.pooling import pooled, pooling_site
 
 Script = Callable[[Request], Any] | Mapping[str, str]
 _PIECE = re.compile(r"\s*\S+|\s+")
@@ -182,6 +186,13 @@ class ScriptedEngine:
         if span != "all" or reduce not in ("none", "max", "mean"):
             raise InputError("a scripted engine's forward knows span 'all' and reduce 'none', 'max', 'mean'")
         return [self._read(x if isinstance(x, str) else repr(tuple(x)), readouts, capture, reduce) for x in inputs]
+
+    async def max_activations(
+        self, inputs: Sequence[Any], sae: Any, *, layer: int | None = None, template: bool = False
+    ) -> NDArray[np.float32]:
+        """Largest activation of every latent of an SAE on each text, [texts, d_sae]; see the engine protocol."""
+        site = pooling_site(inputs, sae, layer=layer, d_model=self._shape.d_model)
+        return await pooled(self.forward, inputs, sae, site, template=template)
 
     def _read(self, text: str, readouts: Any, capture: Any, reduce: str) -> Any:
         import torch

@@ -97,7 +97,7 @@ class SAE:
         from countersteer.edits.vectors import Latent, Latents
 
         chosen = self._check(indices)
-        self._require_own_threshold()
+        self.require_activations()
         if not chosen:
             return Latents()
         columns = self.file.columns("W_enc", chosen)
@@ -170,7 +170,7 @@ class SAE:
 
     def encoder_block(self, start: int, stop: int, *, wide: bool = False) -> Rows:
         """The encoder side of latents start to stop - 1, in float64 if `wide`. Raises InputError, RefusedError."""
-        self._require_own_threshold()
+        self.require_activations()
         block = self.file.column_block("W_enc", start, stop)
         block = block.astype(np.float64) if wide else block
         return fold_encoder(self.file, self.config, slice(start, stop), columns=block)
@@ -192,7 +192,8 @@ class SAE:
             chosen.append(int(index))
         return chosen
 
-    def _require_own_threshold(self) -> None:
+    def require_activations(self) -> None:
+        """Raises RefusedError for a TopK SAE, whose latents have no activation of their own."""
         if self.architecture == "topk":
             raise RefusedError(
                 f"reading or clamping a latent of the TopK SAE {self.folder}",
@@ -201,12 +202,12 @@ class SAE:
             )
 
 
-def load_sae(folder: str | Path) -> SAE:
+def load_sae(folder: str | Path, *, labels: bool = True) -> SAE:
     """Open an SAE in SAELens's folder format, or a shipped one as "organism" or "organism-plain".
 
-    Reads `cfg.json`, the header of `sae_weights.safetensors`, 64 KiB of each tensor (for the fingerprint) and the
-    folder's labels file, if there is one. Raises InputError for missing or malformed files and RefusedError for what
-    cannot be an edit of the residual stream (see `sae_config`).
+    Reads `cfg.json`, the header of `sae_weights.safetensors`, 64 KiB of each tensor (for the fingerprint) and, if
+    `labels` is on, the folder's labels file where there is one. Raises InputError for missing or malformed files and
+    RefusedError for what cannot be an edit of the residual stream (see `sae_config`).
     """
     if not isinstance(folder, str | Path):
         raise InputError(f"an SAE is a folder, or 'organism'; got {type(folder).__name__}")
@@ -227,7 +228,7 @@ def load_sae(folder: str | Path) -> SAE:
         "norm_factor": config.norm_factor,
     }
     digest = fingerprint({"config": decides, "header": file.header, "tensors": file.digests()})
-    return SAE(folder, config, file, digest, find_labels(folder, count=config.d_sae))
+    return SAE(folder, config, file, digest, find_labels(folder, count=config.d_sae) if labels else {})
 
 
 def _check_shapes(config: SAEConfig, file: TensorFile) -> None:

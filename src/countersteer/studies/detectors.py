@@ -16,12 +16,11 @@ from scipy import stats
 
 from countersteer.core.errors import InputError
 from countersteer.core.fingerprint import rng
-from countersteer.core.site import Site
 from countersteer.engines.base import Engine
 from countersteer.statistics import clustered_auc, holm
 from countersteer.statistics import detectors as separable
 from countersteer.studies.schema import DetectorsSection
-from countersteer.studies.teacher import BATCH, forced, in_batches
+from countersteer.studies.teacher import forced, in_batches
 
 KEPT = 200
 """Rows of the table that are stored beside the chosen latents."""
@@ -72,11 +71,8 @@ async def _over(
     right = np.concatenate([np.arange(count), *shuffles])
     pairs = [(members[i], members[j]) for i, j in zip(left, right, strict=True)]
     missing = [pair for pair in dict.fromkeys(pairs) if pair not in cache]
-    for start in range(0, len(missing), BATCH):
-        part = missing[start : start + BATCH]
-        inputs = [forced(engine, prompts[i], texts[prompts[j]]) for i, j in part]
-        pooled = sae.max_activations(await engine.forward(inputs, capture=Site(layer)))
-        cache.update(zip(part, pooled, strict=True))
+    inputs = [forced(engine, prompts[i], texts[prompts[j]]) for i, j in missing]
+    cache.update(zip(missing, await engine.max_activations(inputs, sae, layer=layer), strict=True))
     values = np.stack([cache[pair] for pair in pairs])
     found = separable.separation(values, left.tolist(), right.tolist(), draw, draws=section.draws)
     chosen = choose(found, section)

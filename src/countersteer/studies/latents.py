@@ -75,7 +75,7 @@ async def _choose(
         if sae.architecture == "topk":
             run.note("latents were not filtered by relevance: a TopK latent has no activation of its own")
         else:
-            active = await measure.max_activations(source.engine, sae, source.prompts, layer=source.layers[1])
+            active = await source.engine.max_activations(source.prompts, sae, layer=source.layers[1], template=True)
             keep = selection.relevant(active, section.relevance)
     taken = {row.latent for row in there}
     barred = sorted(run.clamped_at_random() - taken)

@@ -19,15 +19,6 @@ from countersteer.engines.base import Engine
 _BATCH = 64
 
 
-async def max_activations(engine: Engine, sae: Any, prompts: Sequence[str], *, layer: int) -> NDArray[np.float32]:
-    """Largest activation of every latent on each prompt's tokens, [prompts, d_sae], at `layer`; BOS is left out."""
-    pieces = []
-    for start in range(0, len(prompts), _BATCH):
-        residuals = await engine.forward(list(prompts[start : start + _BATCH]), capture=Site(layer), template=True)
-        pieces.append(sae.max_activations(residuals))
-    return np.concatenate(pieces)
-
-
 async def median_norm(engine: Engine, prompts: Sequence[str], *, layer: int) -> float:
     """Median |h| over the prompts' tokens at `layer`; the first position is left out. Raises InputError if it is 0."""
     norms: list[NDArray[np.float64]] = []

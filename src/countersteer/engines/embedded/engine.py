@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from countersteer.core.errors import CountersteerError, InputError, RefusedError
 from countersteer.core.request import Chunk, Completion, Request
@@ -25,6 +27,7 @@ from countersteer.engines.embedded.loop import Loop
 from countersteer.engines.embedded.model import LoadedModel
 from countersteer.engines.embedded.selftest import build_batch
 from countersteer.engines.embedded.text import TextStream, encode_request, tells_date
+from countersteer.engines.pooling import pooled, pooling_site
 
 log = logging.getLogger(__name__)
 FAMILY = "embedded-1"
@@ -260,6 +263,13 @@ class EmbeddedEngine:
                 values = [reduce_rows(h, reduce, where, len(ids)) for h in residuals]
                 out.append(values[0] if one else values)
         return out
+
+    async def max_activations(
+        self, inputs: Sequence[Any], sae: Any, *, layer: int | None = None, template: bool = False
+    ) -> NDArray[np.float32]:
+        """Largest activation of every latent of an SAE on each text, [texts, d_sae]; see the engine protocol."""
+        site = pooling_site(inputs, sae, layer=layer, d_model=self.d_model)
+        return await pooled(self.forward, inputs, sae, site, template=template)
 
     def _ids(self, item: str | Sequence[int], template: bool) -> list[int]:
         request = Request(prompt=item, template=template) if isinstance(item, str) else Request(tokens=tuple(item))

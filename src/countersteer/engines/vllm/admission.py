@@ -15,15 +15,12 @@ from vllm.v1.sample.logits_processor import LogitsProcessor
 
 from countersteer.core.errors import CountersteerError
 from countersteer.engines.vllm.plan import Planner
-from countersteer.engines.vllm.settings import Settings
+from countersteer.engines.vllm.settings import SHAPE, Settings
 from countersteer.engines.vllm.store import ENV, Store
 from countersteer.engines.vllm.ticket import Ticket
 
 SETTINGS = "COUNTERSTEER_SETTINGS"
 """Environment variable with the settings as JSON."""
-SHAPE = "COUNTERSTEER_SHAPE"
-"""Environment variable with `layers,width,tokenizer` of the served model (tokenizer: 1 or 0), so that the front door
-can check what fits."""
 
 
 @lru_cache(maxsize=4)

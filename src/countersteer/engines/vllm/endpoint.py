@@ -6,6 +6,7 @@ POST /v1/countersteer/encode       a request; its token ids
 POST /v1/countersteer/generate     a request; lines of JSON: pieces, then the completion with receipt and readouts
 GET  /v1/countersteer/receipts/ID  the receipt of an ordinary completion whose `vllm_xargs` gave it that id; once
 POST /v1/countersteer/forward      a teacher-forced pass; answers a safetensors file
+POST /v1/countersteer/pool         maxima of an SAE of the server's, by its fingerprint; answers a safetensors file
 Ordinary completions steer too: `vllm_xargs={"countersteer": "NAME"}`, or with an id that the client draws
 `{"countersteer": "{\"steer\": \"NAME\", \"id\": \"ID\"}"}`. With an API key (`--api-key`) every path needs
 it; without one nothing can be registered.
@@ -23,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -33,11 +35,11 @@ from countersteer.core.site import Site
 from countersteer.edits.bundle import load_bundle
 from countersteer.engines.vllm import private
 from countersteer.engines.vllm.adapters import served_adapters
-from countersteer.engines.vllm.admission import SHAPE
 from countersteer.engines.vllm.engine import describe, read_facts
 from countersteer.engines.vllm.measured import notes_of, problem_of, receipt_of
+from countersteer.engines.vllm.pooling import max_activations
 from countersteer.engines.vllm.session import FAMILY, Session
-from countersteer.engines.vllm.settings import CONFIG_KEY, Settings
+from countersteer.engines.vllm.settings import CONFIG_KEY, SHAPE, Settings
 from countersteer.engines.vllm.store import Store, check_made_for
 from countersteer.engines.vllm.wire import (
     completion_to_json,
@@ -49,6 +51,8 @@ from countersteer.engines.vllm.wire import (
 
 log = logging.getLogger(__name__)
 MAX_BUNDLE = 256 << 20
+MAX_MAXIMA = 256 << 20
+"""Bytes of one answer with maxima."""
 PATH = "/v1/countersteer"
 
 
@@ -71,6 +75,7 @@ class SteerEndpoint:
             Route(f"{PATH}/generate", self._guarded(self.generate), methods=["POST"]),
             Route(f"{PATH}/receipts/{{id}}", self._guarded(self.receipt), methods=["GET"]),
             Route(f"{PATH}/forward", self._guarded(self.forward), methods=["POST"]),
+            Route(f"{PATH}/pool", self._guarded(self.pool), methods=["POST"]),
         ]
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
@@ -84,6 +89,9 @@ class SteerEndpoint:
         workers = await Session.workers(engine_client, store)
         facts = read_facts(config, config.model_config.model, workers)
         store.check_model(model_fingerprint=facts.fingerprint, template_hash=facts.more["template_hash"])
+        for key in store.saes():
+            store.sae(key).require_width(facts.d_model, model=facts.name)
+        facts = replace(facts, more={**facts.more, "saes": store.saes()})
         # for the admission of ordinary completions
         os.environ[SHAPE] = f"{facts.n_layers},{facts.d_model},{int(facts.tokenizer is not None)}"
         loras = private.served_loras(state)
@@ -181,9 +189,7 @@ class SteerEndpoint:
         import base64
 
         data = await _json(request)
-        inputs = data.get("inputs")
-        if not isinstance(inputs, list):
-            raise InputError("inputs must be a list of texts or of token ids")
+        inputs = _inputs(data)
         options: dict[str, Any] = {k: data[k] for k in ("reduce", "span", "template") if k in data}
         if data.get("reads"):
             options["readouts"] = list(reads_from_bytes(base64.b64decode(data["reads"]), list(data.get("sites") or ())))
@@ -195,6 +201,24 @@ class SteerEndpoint:
             for j, part in enumerate(value if isinstance(value, list) else [value]):
                 tensors[f"input.{i}.{j}" if isinstance(value, list) else f"input.{i}"] = part.contiguous()
         return Response(save(tensors), media_type="application/octet-stream")
+
+    async def pool(self, request: HttpRequest, session: Session) -> Response:
+        """Tensor `maxima` [texts, d_sae]: an SAE that the server was started with, at a layer or its own."""
+        data = await _json(request)
+        inputs, sae = _inputs(data), session.store.sae(data.get("sae"))
+        if 4 * len(inputs) * sae.d_sae > MAX_MAXIMA:
+            most = MAX_MAXIMA // (4 * sae.d_sae)
+            raise InputError(f"{len(inputs)} texts of {sae.d_sae} latents are too large an answer: send {most} at once")
+        template = bool(data.get("template", False))
+        maxima = await max_activations(session, inputs, sae, layer=data.get("layer"), template=template)
+        return Response(save({"maxima": torch.from_numpy(maxima)}), media_type="application/octet-stream")
+
+
+def _inputs(data: dict[str, Any]) -> list[Any]:
+    inputs = data.get("inputs")
+    if not isinstance(inputs, list) or not all(isinstance(item, str | list) for item in inputs):
+        raise InputError("inputs must be a list of texts or of token ids")
+    return inputs
 
 
 async def _json(request: HttpRequest) -> dict[str, Any]:

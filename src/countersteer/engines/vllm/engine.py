@@ -14,10 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from countersteer.core.errors import CountersteerError, EngineError, InputError, RefusedError, nearest
 from countersteer.core.fingerprint import fingerprint
 from countersteer.core.request import Chunk, Completion, Request
 from countersteer.engines.vllm.adapters import EVERY, load_adapters, lora_options, read_adapters
+from countersteer.engines.vllm.pooling import max_activations
 from countersteer.engines.vllm.session import FAMILY, Facts, Session
 from countersteer.engines.vllm.settings import Settings
 from countersteer.engines.vllm.store import ENV, Store
@@ -278,6 +282,12 @@ class VllmEngine:
     async def forward(self, inputs: Sequence[Any], **options: Any) -> list[Any]:
         """Teacher-forced, unsteered pass; options as in the protocol (readouts, capture, reduce, span, template)."""
         out: list[Any] = await asyncio.wrap_future(self.bridge.start(self.session.forward(inputs, **options)))
+        return out
+
+    async def max_activations(self, inputs: Sequence[Any], sae: Any, **options: Any) -> NDArray[np.float32]:
+        """Maxima of an SAE, [texts, d_sae], taken in the workers; options as in the protocol (layer, template)."""
+        work = max_activations(self.session, inputs, sae, **options)
+        out: NDArray[np.float32] = await asyncio.wrap_future(self.bridge.start(work))
         return out
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ class Lane:
     """A request in flight: its ticket, its lane, and what was recorded. `done` positions have been measured.
 
     `pauses`: positions [from, to) at which its edits rest. `columns`: per layer, its own among the layer's readouts;
-    `steps`: the steps that read it, in order.
+    `steps`: the steps that read it, in order. `spent`: its residuals were handed out, nothing of it is kept any more.
     """
 
     number: int
@@ -42,6 +42,7 @@ class Lane:
     steps: list[Any] = field(default_factory=list)
     taken: dict[int, list[Tensor]] = field(default_factory=dict)
     taken_count: int = 0
+    spent: bool = False
 
     def __post_init__(self) -> None:
         self.edited = sorted({p.layer for p, _, _ in self.placed if p.stage != READS})

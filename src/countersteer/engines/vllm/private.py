@@ -218,6 +218,13 @@ def served_loras(state: Any) -> Mapping[str, Any]:
     return found
 
 
+def tensor_rank() -> int:
+    """Which of the workers that hold the same layers this process is: all of them see the same residuals."""
+    from vllm.distributed import get_tensor_model_parallel_rank
+
+    return int(get_tensor_model_parallel_rank())
+
+
 def layers_of(model: Any) -> dict[int, Any]:
     """Decoder layers of this pipeline stage by their global index. Raises RefusedError."""
     from vllm.model_executor.models.utils import PPMissingLayer

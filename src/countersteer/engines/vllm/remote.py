@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import httpx
+import numpy as np
+from numpy.typing import NDArray
 from safetensors.torch import load
 
 from countersteer.core.errors import EngineError, InputError, RefusedError
@@ -25,6 +27,7 @@ from countersteer.engines.vllm.adapters import read_adapters
 from countersteer.engines.vllm.collector import RowsOf
 from countersteer.engines.vllm.engine import Bridge, gather
 from countersteer.engines.vllm.fleet import Fleet, Server, Tried, Unreachable
+from countersteer.engines.vllm.remote_pooling import max_activations, shared
 from countersteer.engines.vllm.wire import completion_from_json, error_from_json, reads_to_bytes, request_to_json
 
 PATH = "/v1/countersteer"
@@ -63,9 +66,10 @@ class RemoteEngine:
         return int(self.fleet.first.facts["layers"])
 
     def describe(self) -> dict[str, Any]:
-        """The first server's facts, all URLs, and the adapters by the names that they have here."""
+        """The first server's facts, all URLs, the SAEs that all servers pool, and adapters by their names here."""
         facts = {k: v for k, v in self.fleet.first.facts.items() if k != "adapters"}
         adapters = {name: record.described() for name, record in self.adapters.items()}
+        facts["saes"] = shared(self.fleet.servers)
         return {**facts, "urls": [s.url for s in self.fleet.servers], **({"adapters": adapters} if adapters else {})}
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
@@ -96,8 +100,8 @@ class RemoteEngine:
             raise InputError("forward takes a list of texts: forward([text])")
         one = isinstance(capture, Site)
         groups = self.rows(readouts)
-        body = {
-            "inputs": [i if isinstance(i, str) else [int(t) for t in i] for i in inputs],
+        texts = [i if isinstance(i, str) else [int(t) for t in i] for i in inputs]
+        what = {
             "reduce": reduce,
             "span": str(span),
             "template": template,
@@ -106,18 +110,20 @@ class RemoteEngine:
             "capture": None if capture is None else [str(s) for s in ([capture] if one else capture)],
             "one": one,
         }
-
-        async def ask() -> dict[str, Any]:
-            async def on(server: Server) -> dict[str, Any]:
-                response = await self._send(server, "POST", f"{PATH}/forward", json=body)
-                return dict(load(response.content))
-
-            return dict(await self._anywhere(on))
-
-        tensors = await asyncio.wrap_future(self.bridge.start(ask()))
+        work = self.anywhere(lambda server: self.passes(server, texts, **what))
+        tensors = await asyncio.wrap_future(self.bridge.start(work))
         if groups or one:
             return [tensors[f"input.{i}"] for i in range(len(inputs))]
         return [[tensors[f"input.{i}.{j}"] for j in range(len(capture))] for i in range(len(inputs))]
+
+    async def max_activations(self, inputs: Sequence[Any], sae: Any, **options: Any) -> NDArray[np.float32]:
+        """Maxima of an SAE, [texts, d_sae]; options as in the protocol (layer, template).
+
+        Servers that were started with the SAE (`describe()["saes"]`) answer them; others' residuals are pooled here.
+        """
+        work = max_activations(self, inputs, sae, **options)
+        out: NDArray[np.float32] = await asyncio.wrap_future(self.bridge.start(work))
+        return out
 
     def encode(self, request: Request) -> list[int]:
         """The token ids of a request's prompt, by the servers' tokenizer. Raises InputError, EngineError."""
@@ -125,10 +131,10 @@ class RemoteEngine:
         body = request_to_json(request, None, [])
 
         async def on(server: Server) -> list[int]:
-            ids: list[int] = (await self._send(server, "POST", f"{PATH}/encode", json=body)).json()["tokens"]
+            ids: list[int] = (await self.send(server, "POST", f"{PATH}/encode", json=body)).json()["tokens"]
             return ids
 
-        out: list[int] = self.bridge.start(self._anywhere(on)).result()
+        out: list[int] = self.bridge.start(self.anywhere(on)).result()
         return out
 
     def register(self, intervention: Intervention, name: str) -> str:
@@ -169,7 +175,7 @@ class RemoteEngine:
                         return chunk.completion
             raise Unreachable("the stream broke off")
 
-        out: Completion = await self._anywhere(on)
+        out: Completion = await self.anywhere(on)
         return out
 
     async def _stream(self, request: Request) -> AsyncIterator[Chunk]:
@@ -179,7 +185,7 @@ class RemoteEngine:
             server, begun = await self.fleet.choose(tried), False
             server.flying += 1
             try:
-                await self._look(server)
+                await self.look(server)
                 async with self.room:
                     async for chunk in self._lines(server, request):
                         begun = True
@@ -194,25 +200,25 @@ class RemoteEngine:
             finally:
                 server.flying -= 1
 
-    async def _anywhere(self, work: Any) -> Any:
+    async def anywhere(self, work: Any) -> Any:
         """Do the work on the least busy server; on another when that one cannot be reached."""
         tried = Tried()
         while True:
             server = await self.fleet.choose(tried)
             server.flying += 1
             try:
-                await self._look(server)
+                await self.look(server)
                 return await work(server)
             except Unreachable as error:
                 self.fleet.down(server, tried, error)
             finally:
                 server.flying -= 1
 
-    async def _look(self, server: Server) -> None:
+    async def look(self, server: Server) -> None:
         """See that a server which was away is the same model still, before it gets work. Raises Unreachable."""
         if server.seen:
             return
-        facts = (await self._send(server, "GET", PATH)).json()["facts"]
+        facts = (await self.send(server, "GET", PATH)).json()["facts"]
         try:
             server.look(facts, self.fleet.first)
             _check_adapters([server], self.adapters)
@@ -272,10 +278,16 @@ class RemoteEngine:
     async def _tell(self, server: Server, steer: Intervention, name: str | None = None) -> None:
         content = bundle_bytes(steer, name=name or "unnamed")
         given = {"name": name} if name else {}
-        await self._send(server, "PUT", f"{PATH}/interventions", content=content, params=given)
+        await self.send(server, "PUT", f"{PATH}/interventions", content=content, params=given)
         server.known.add(steer.fingerprint)
 
-    async def _send(self, server: Server, method: str, path: str, **options: Any) -> httpx.Response:
+    async def passes(self, server: Server, inputs: Sequence[Any], **what: Any) -> dict[str, Any]:
+        """The tensors of a teacher-forced pass on a server, by the names that the endpoint gives them."""
+        response = await self.send(server, "POST", f"{PATH}/forward", json={"inputs": inputs, **what})
+        return dict(load(response.content))
+
+    async def send(self, server: Server, method: str, path: str, **options: Any) -> httpx.Response:
+        """One request to one server. Raises Unreachable, InputError."""
         try:
             response = await self.client.request(method, f"{server.url}{path}", **options)
         except httpx.HTTPError as error:
@@ -354,7 +366,7 @@ def load_remote(
         answered: list[Server] = []
         for server in servers:
             try:
-                facts = (await engine._send(server, "GET", PATH)).json()["facts"]
+                facts = (await engine.send(server, "GET", PATH)).json()["facts"]
                 server.look(facts, answered[0] if answered else None)
                 answered.append(server)
             except Unreachable:

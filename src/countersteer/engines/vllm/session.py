@@ -63,6 +63,8 @@ class Session:
         self.planner = Planner(settings, n_layers=facts.n_layers, d_model=facts.d_model)
         self.rows = RowsOf()
         self.collector = Collector(llm)
+        self.pooling = asyncio.Semaphore(1)
+        """One batch of texts at a time is pooled, so that what workers hold is bounded whoever asks."""
         self._numbers = itertools.count()
 
     @staticmethod
@@ -99,7 +101,7 @@ class Session:
         groups = self.rows(request.readouts)
         self.planner.pieces(steer, groups)
         if steer is not None and steer.gate is not None:
-            self._check_capture(steer.gate.site, "the gate")
+            self.check_capture(steer.gate.site, "the gate")
             if steer.gate.direction.shape[1] != self.facts.d_model:
                 raise InputError(f"the gate is not {self.facts.d_model} wide as the model's residual stream is")
         self._lora(request)
@@ -126,7 +128,13 @@ class Session:
             name = request.adapter
         return known[name].lora if name is not None else None
 
-    def _check_capture(self, site: Site, what: str) -> None:
+    @property
+    def own_lora(self) -> Any:
+        """vLLM's form of the adapter under every request, None for none."""
+        return self.facts.adapters[self.facts.adapter].lora if self.facts.adapter is not None else None
+
+    def check_capture(self, site: Site, what: str) -> None:
+        """Raises InputError or RefusedError for a layer whose residuals cannot be taken."""
         if site.layer >= self.facts.n_layers:
             raise InputError(f"{what} is at layer {site.layer}, but the model has layers 0..{self.facts.n_layers - 1}")
         if site.layer not in self.settings.capture:
@@ -263,12 +271,16 @@ class Session:
             stop=None if bounds[1] >= END else bounds[1],
             id=uuid.uuid4().hex,
         )
+        await self.compute(ids, ticket, lora)
+        assert ticket.id is not None
+        return await self.collector.collect(ticket.id)
+
+    async def compute(self, ids: Sequence[int], ticket: Ticket, lora: Any = None) -> None:
+        """Every position of a text, with one token after it that is thrown away."""
         one = Request(tokens=tuple(ids))
         one = one.with_(sampling=replace(one.sampling, temperature=0.0, max_tokens=1))
         async for _ in self._outputs(list(ids), self._params(one, ticket, fresh=True), lora):
             pass
-        assert ticket.id is not None
-        return await self.collector.collect(ticket.id)
 
     async def forward(
         self,
@@ -290,11 +302,11 @@ class Session:
         where, one = Span.parse(span), isinstance(capture, Site)
         groups = self.rows(readouts)
         self.planner.pieces(None, groups)
-        lora = self.facts.adapters[self.facts.adapter].lora if self.facts.adapter is not None else None
+        lora = self.own_lora
         sites: list[Site] = [] if capture is None else [capture] if one else list(capture)
         for site in sites:
-            self._check_capture(site, "a capture")
-        texts = [self._ids(item, template) for item in inputs]
+            self.check_capture(site, "a capture")
+        texts = [self.text_ids(item, template) for item in inputs]
         for ids in texts:
             start, stop = where.bounds(len(ids))
             if reduce != "none" and min(stop, len(ids)) <= max(start, 1):
@@ -311,7 +323,8 @@ class Session:
 
         return list(await asyncio.gather(*map(one_text, texts)))
 
-    def _ids(self, item: Any, template: bool) -> list[int]:
+    def text_ids(self, item: Any, template: bool) -> list[int]:
+        """The token ids of a text that a pass is made over. Raises InputError."""
         request = Request(prompt=item, template=template) if isinstance(item, str) else Request(tokens=tuple(item))
         ids = self.encode(request)
         if len(ids) >= self.facts.max_positions:

@@ -17,6 +17,9 @@ from countersteer.core.errors import InputError
 CONFIG_KEY = "countersteer"
 """The entry of `additional_config` (part of vLLM's compile-cache key) and of `extra_args` that is ours."""
 CODE_KEY = "countersteer_code"
+SHAPE = "COUNTERSTEER_SHAPE"
+"""Environment variable with `layers,width,tokenizer` of the served model (tokenizer: 1 or 0), so that the front door
+can check what fits."""
 TRACED = ("unit.py", "rows.py", "../../edits/apply.py")
 """The files that vLLM compiles into its graph."""
 

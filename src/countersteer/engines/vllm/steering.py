@@ -43,6 +43,8 @@ class Steering:
         device = facts["device"]
         self.index = Index(facts["tokens"], device)
         self.layers = layers_of(model)
+        self.pools = bool(facts.get("pools", True))
+        """Whether this worker pools SAEs: one of those that hold the same residuals does."""
         outside = [n for n in (*settings.layers, *settings.capture) if n >= self.n_layers]
         if outside:
             raise InputError(f"vLLM settings name layers {outside}, but the model has layers 0..{self.n_layers - 1}")
@@ -104,7 +106,7 @@ class Steering:
         if left:
             sums = tables.close(self.units, left)
             for lane in left:
-                if lane.ticket.id:
+                if lane.ticket.id and not lane.spent:
                     self._keep(lane.ticket.id, {"lane": lane, "sums": sums[lane.number]})
         entered = [lane for r, extra, n in new if extra and (lane := self._guarded(r, extra, n)) is not None]
         if entered:
@@ -213,6 +215,8 @@ class Steering:
     def _take(self, lane: Lane, begin: int, stop: int, position: int) -> None:
         """Residuals of one stretch of a text, kept or reduced."""
         ticket = lane.ticket
+        if ticket.pooled and not self.pools:
+            return
         low = max(ticket.start, 0 if ticket.reduce == "none" else 1) - position
         high = (stop - begin) if ticket.stop is None else min(ticket.stop - position, stop - begin)
         low = max(low, 0)
@@ -255,7 +259,30 @@ class Steering:
                     plain[id(copy)] = copy.tolist()
         lanes = [known["lane"] for known in found if "lane" in known]
         reads = dict(zip(map(id, lanes), picked(lanes), strict=True))
-        return [self._plain(known, plain, reads) for known in found]
+        out = [self._plain(known, plain, reads) for known in found]
+        for lane in lanes:
+            if lane.ticket.capture and lane.done >= lane.prompt_tokens:
+                self._spend(lane)  # residuals are large; a request that is still here would keep them to its end
+        return out
+
+    def spend(self, ids: Sequence[str]) -> list[tuple[Lane | None, dict[int, list[Tensor]], str]]:
+        """(lane, its residuals by layer, what went wrong) of each id. Nothing of them is kept here any more."""
+        asked = set(ids)
+        live = {lane.ticket.id: lane for lane in self.lanes.values() if lane.ticket.id in asked}
+        out: list[tuple[Lane | None, dict[int, list[Tensor]], str]] = []
+        for key in ids:
+            known = self.finished.pop(key, {})
+            lane = known.get("lane") or live.get(key)
+            if lane is None:
+                out.append((None, {}, str(known.get("error", "this worker knows nothing of it"))))
+                continue
+            out.append((lane, lane.taken, ""))
+            self._spend(lane)
+        return out
+
+    @staticmethod
+    def _spend(lane: Lane) -> None:
+        lane.taken, lane.steps, lane.spent = {}, [], True
 
     def _plain(
         self, found: dict[str, Any], plain: dict[int, list[list[float]]], reads: dict[int, dict[int, np.ndarray]]

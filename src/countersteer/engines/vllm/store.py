@@ -1,9 +1,10 @@
-"""Interventions and readouts as content-addressed files that every process of an engine reads.
+"""Interventions, readouts and SAEs as content-addressed files that every process of an engine reads.
 
 `<fingerprint>.safetensors` holds an intervention (a bundle file), `<fingerprint>.read` readout rows, `<name>.name` the
 fingerprint that a name stands for, `<name>.made_for` the model that a preloaded bundle
-names. Nothing is ever overwritten, so what was read once may be kept. On several nodes
-the folder must lie on a file system that they share.
+names. None of these is ever overwritten, so what was read once may be kept. `<fingerprint>.sae` says in which folder an
+SAE lies; only the process that started the engine writes it. On several nodes the folder, and those of SAEs, must lie
+on a file system that they share.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +28,7 @@ from countersteer.core.site import Site
 from countersteer.edits.bundle import Bundle, load_bundle, refuse_other_model, save_bundle
 from countersteer.edits.edit import Intervention
 from countersteer.edits.vectors import ReadRows
+from countersteer.sources.sae import SAE, load_sae
 
 ENV = "COUNTERSTEER_STORE"
 """The environment variable by which an engine's processes find its store."""
@@ -89,6 +92,31 @@ class Store:
             partial.replace(path)
         self._keep(key, tuple(groups))
         return key
+
+    def put_sae(self, sae: SAE) -> str:
+        """Note where an SAE lies; returns its fingerprint."""
+        path, folder = self.folder / f"{sae.fingerprint}.sae", str(sae.folder.resolve())
+        if not path.exists() or path.read_text(encoding="utf-8") != folder:
+            partial = self.folder / f"{sae.fingerprint}.{os.getpid()}.{threading.get_ident()}"
+            partial.write_text(folder, encoding="utf-8")
+            partial.replace(path)
+        return sae.fingerprint
+
+    def sae(self, key: Any) -> SAE:
+        """The SAE of a fingerprint, without its labels. Raises InputError, also where the folder holds another now."""
+        if not isinstance(key, str) or not _CONTENT.fullmatch(key):
+            raise InputError(f"{key!r} is no fingerprint of an SAE")
+        path = self.folder / f"{key}.sae"
+        if not path.exists():
+            raise InputError(f"no SAE is known as {key}: a server knows those that it was started with (--sae)")
+        found = load_sae(Path(path.read_text(encoding="utf-8")), labels=False)
+        if found.fingerprint != key:
+            raise InputError(f"{found.folder} holds another SAE than when it was given: load it again")
+        return found
+
+    def saes(self) -> list[str]:
+        """Fingerprints of the SAEs that are known here."""
+        return sorted(p.stem for p in self.folder.glob("*.sae"))
 
     def name(self, name: str, key: str) -> None:
         """Give an intervention a name, for good. Raises InputError if the name stands for something else."""

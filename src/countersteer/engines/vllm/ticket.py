@@ -19,8 +19,9 @@ from countersteer.engines.vllm.settings import CONFIG_KEY
 class Ticket:
     """`steer`: name or fingerprint of an intervention, `only`: which is measured and not written, `exempt`: the
     stretches of the response that it leaves alone; `reads`: fingerprint of readouts; `capture`: layers whose residuals
-    are wanted; `reduce` none, max or mean over positions `start` .. `stop` - 1 (position 0 left out of max and mean);
-    `id` under which receipt, readouts and residuals can be collected.
+    are wanted; `pooled`: only the worker that will pool an SAE over them keeps them; `reduce` none, max or mean over
+    positions `start` .. `stop` - 1 (position 0 left out of max and mean); `id` under which receipt, readouts and
+    residuals can be collected.
     """
 
     steer: str | None = None
@@ -28,6 +29,7 @@ class Ticket:
     exempt: tuple[str, ...] = ()
     reads: str | None = None
     capture: tuple[int, ...] = ()
+    pooled: bool = False
     reduce: str = "none"
     start: int = 0
     stop: int | None = None
@@ -72,8 +74,9 @@ class Ticket:
         if not isinstance(exempt, list | tuple) or not all(isinstance(v, str) for v in exempt):
             raise InputError(f"{CONFIG_KEY}: exempt must be a list of names")
         out["exempt"] = check_exemptions(exempt)
-        if not isinstance(out.get("only", False), bool):
-            raise InputError(f"{CONFIG_KEY}: only must be true or false")
+        for key in ("only", "pooled"):
+            if not isinstance(out.get(key, False), bool):
+                raise InputError(f"{CONFIG_KEY}: {key} must be true or false")
         if out.get("reduce", "none") not in ("none", "max", "mean"):
             raise InputError(f"{CONFIG_KEY}: reduce must be none, max or mean")
         if type(out.get("start", 0)) is not int or type(out.get("stop") or 0) is not int:

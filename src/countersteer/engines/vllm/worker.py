@@ -9,6 +9,7 @@ from typing import Any
 
 from countersteer.core.errors import RefusedError
 from countersteer.engines.vllm import private
+from countersteer.engines.vllm.pooling import pool
 from countersteer.engines.vllm.selftest import self_test
 from countersteer.engines.vllm.settings import CONFIG_KEY, Settings
 from countersteer.engines.vllm.steering import Steering
@@ -45,6 +46,7 @@ class SteerWorker(_Base):
                 "dtype": model.dtype,
                 "device": self.device,
                 "tokens": int(getattr(runner, "max_num_tokens", self.scheduler_config.max_num_batched_tokens)),
+                "pools": private.tensor_rank() == 0,
             },
         )
         private.watch_inputs(runner, lambda *batch: self.steering.fill(*batch))
@@ -71,6 +73,10 @@ class SteerWorker(_Base):
     def countersteer_collect(self, ids: list[str]) -> list[dict[str, Any]]:
         """Receipts, readouts and captures by ticket id."""
         return self.steering.collect(ids)
+
+    def countersteer_pool(self, ids: list[str], sae: str | None, layer: int) -> dict[str, Any]:
+        """Maxima of an SAE over residuals that are kept under ticket ids, which are let go; None only lets them go."""
+        return pool(self.steering, ids, sae, layer)
 
     def countersteer_facts(self, probe: str) -> dict[str, Any]:
         """What this worker is, and whether it sees the file `probe` of the store."""
