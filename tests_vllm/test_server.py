@@ -132,9 +132,9 @@ def test_by_url_maxima_of_an_sae_are_the_servers_or_taken_here(world: World, tmp
             want = worlds.maxima(folder, h).numpy()
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
     path, good = f"{world.url}/v1/countersteer/pool", {"Authorization": f"Bearer {KEY}"}
-    assert httpx.post(path, json={}).status_code == 401
+    assert httpx.post(path, json={}, timeout=60).status_code == 401
     for wrong in (str(other), "../other", "0" * 32):
-        answer = httpx.post(path, json={"inputs": texts[:1], "sae": wrong}, headers=good)
+        answer = httpx.post(path, json={"inputs": texts[:1], "sae": wrong}, headers=good, timeout=60)
         assert answer.status_code == 400, answer.text
 
 
