@@ -108,9 +108,7 @@ def test_the_page_is_self_contained_and_escapes_what_models_say(world: Path, car
     bent["examples"][0]["user"] = "<script>alert(1)</script>"
     bent["examples"][0]["defended"]["text"] = "<img src=x onerror=alert(1)>"
     made = page.page(bent)
-    assert (
-        "exempt stretch opened in 0.0% of the answers" in made or "exempt stretch opened in 0% of the answers" in made
-    )
+    assert "exempt stretch opened in 0% of the answers" in made
     assert "<script>" not in made and "<img" not in made and "&lt;script&gt;" in made
 
 
@@ -226,6 +224,9 @@ def test_a_crew_answers_and_scores_what_one_process_does(world: Path) -> None:
 def test_a_crew_of_one_and_a_crew_with_a_paid_judge_are_refused(world: Path) -> None:
     with pytest.raises(InputError, match="at least two"):
         Crew(settings(world), 1)
+    with Crew(settings(world), 2) as crew, pytest.raises(InputError, match="made for other settings"):
+        steps.run_scorecard(world / "warm.safetensors", settings(world, defence={"seed": 7}), world / "other",
+                            parts=(), crew=crew)  # fmt: skip
     with pytest.raises(RefusedError, match="paid for"):
         Crew(settings(world, judge={"model": "openai/x"}), 2)
 

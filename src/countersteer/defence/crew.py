@@ -49,6 +49,10 @@ class Crew:
         self._drawn: dict[str, Any] = {}
         self._pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
+    def serves(self, settings: Settings) -> bool:
+        """Whether these are the settings that its workers have."""
+        return self._settings == json.dumps(settings.model_dump(mode="json"))
+
     def __enter__(self) -> Crew:
         return self
 

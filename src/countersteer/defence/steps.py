@@ -71,10 +71,12 @@ def sweep_folder(bundle: Path) -> Path:
 def crew_of(settings: Settings, workers: int, crew: Any = None) -> Any:
     """A context with `workers` processes that answer, or with None for one: this process. Raises InputError.
 
-    `crew`: one that exists already is used, and goes on afterwards.
+    `crew`: one that exists already is used, and goes on afterwards; for the same settings only.
     """
     from countersteer.defence.crew import Crew
 
+    if crew is not None and not crew.serves(settings):
+        raise InputError("the crew was made for other settings: give none, or make one with these")
     return nullcontext(crew) if crew is not None or workers == 1 else Crew(settings, workers)
 
 
