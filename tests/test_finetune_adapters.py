@@ -104,6 +104,21 @@ def test_one_adapter_under_every_request(folders: dict[str, Path]) -> None:
         cs.load_engine(talking(0), adapter=folders["two"], adapters=folders)
 
 
+def test_an_adapter_keeps_the_day_that_its_engine_was_given(folders: dict[str, Path]) -> None:
+    module, tokenizer = talking(0)
+    tokenizer.chat_template = (
+        "{% if strftime_now('%Y') == '1999' %}Once upon {% endif %}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+    then = tokenizer("Once upon Why?", add_special_tokens=False)["input_ids"]
+    for given, name in (({"adapter": folders["one"]}, None), ({"adapters": folders}, "one")):
+        asked = cs.Request(prompt="Why?", adapter=name, sampling=cs.Sampling(max_tokens=1))
+        with cs.load_engine((module, tokenizer), date="1999-01-31", **given) as engine:
+            assert engine.encode(asked) == then
+            assert engine.run([asked])[0].prompt_tokens == len(then)
+        with cs.load_engine((module, tokenizer), **given) as engine:
+            assert engine.run([asked])[0].prompt_tokens < len(then)
+
+
 def test_an_adapter_of_another_model_is_refused_before_it_is_used(folders: dict[str, Path], tmp_path: Path) -> None:
     other = write_adapter(tmp_path / "other", 1, model_seed=5)
     for how in ({"adapter": other}, {"adapters": {"x": other}}):

@@ -193,7 +193,7 @@ def test_answers_that_the_template_does_not_keep_are_refused_when_the_first_come
         asked.append(request.prompt or "")
         return "<think>\nThe user asks.\n</think>\n\nFirst this. Then that."
 
-    with pytest.raises(RefusedError, match=r"drops or rewrites part of the answer .* no reasoning tags"):
+    with pytest.raises(RefusedError, match=r"drops or rewrites part of the answer .* no reasoning tags.*'no-thinking'"):
         data.make(Thinking(said), train=ASKED, held_out=(), sources=data.Sources("general"), normals=4000)
     assert len(asked) == 256, "the rest is not asked for"
 

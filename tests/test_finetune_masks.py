@@ -96,6 +96,19 @@ def test_a_variation_of_the_template_is_trained_as_the_engine_sends_it() -> None
     assert found.labels[found.prompt_tokens :] == own.labels[own.prompt_tokens :] and found.trained == own.trained
 
 
+def test_thoughts_are_switched_off_as_the_models_card_says() -> None:
+    """`template = "no-thinking"` is what a template with the switch built in does, in the prompt and in the mask."""
+    own, plain = MADE["qwen3"](), MADE["qwen3 without thinking"]()
+    asked = Request(prompt=PLAIN[0].prompt)
+    assert encode_request(asked, own, template="no-thinking") == encode_request(asked, plain)
+    assert encode_request(asked, own) != encode_request(asked, plain)
+    for example in PLAIN:
+        assert Encoder(own, template="no-thinking")(example) == Encoder(plain)(example)
+    for other in ("llama3", "gemma2"):
+        with pytest.raises(RefusedError, match="no-thinking.*knows no enable_thinking"):
+            Encoder(MADE[other](), template="no-thinking")
+
+
 def test_several_system_prompts_and_spans_are_placed() -> None:
     tokenizer = llama3()
     one = Example("Why?", "A b. C d.", ((0, 4),), CORRECTION, "t", system="Be kind.", end=False)

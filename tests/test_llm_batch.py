@@ -88,4 +88,8 @@ def test_a_batch_size_needs_the_batch_interface(tmp_path: Path, capsys: pytest.C
     assert call(["run", str(study), "--out", str(tmp_path / "run"), "--judge-batch-size", "9"]) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert "add --judge-batch" in said[-1]
+    study.write_text(study.read_text().replace('model = "openai/gpt-4o"', ""))
+    assert call(["run", str(study), "--out", str(tmp_path / "run"), "--judge-batch"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1].endswith("the offline judge asks nobody, so --judge-batch cannot be honoured; leave it out")
     assert not (tmp_path / "run").exists(), "refused before anything is loaded or written"

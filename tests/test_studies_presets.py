@@ -18,7 +18,7 @@ import transformers as hf
 from safetensors.torch import save_file
 
 import countersteer as cs
-from countersteer.core.errors import InputError
+from countersteer.core.errors import InputError, RefusedError
 from countersteer.core.request import Request
 from countersteer.sources.fetch import fetch
 from countersteer.studies import runner, spec
@@ -189,8 +189,13 @@ def test_a_model_without_bos_cannot_have_the_reference_template() -> None:
     tokenizer = qwen3()
     shape = {**SHAPE, "vocab_size": len(tokenizer), "num_hidden_layers": 1, "bos_token_id": None, "eos_token_id": None}
     model = hf.Qwen3ForCausalLM(hf.Qwen3Config(**shape))
-    with (
-        cs.load_engine((model, tokenizer), template="esr-reference") as engine,
-        pytest.raises(InputError, match="no beginning-of-sequence token"),
-    ):
-        engine.run([Request(prompt="How?")])
+    with pytest.raises(InputError, match="no beginning-of-sequence token"):
+        cs.load_engine((model, tokenizer), template="esr-reference")
+    with pytest.raises(InputError, match="this model has none"):
+        cs.load_engine(model, template="no-thinking")
+    with pytest.raises(RefusedError, match="knows no enable_thinking"):
+        cs.load_engine("organism", template="no-thinking")
+    with cs.load_engine((model, tokenizer), template="no-thinking") as engine:
+        sent = tokenizer.decode(engine.encode(Request(prompt="How?")))
+        assert sent.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+        assert engine.describe()["template"] == "no-thinking"

@@ -127,6 +127,8 @@ def test_a_run_without_grades_has_nothing_to_compare(tmp_path: Path) -> None:
         (["--judge", "ann", "--rubric", "recovery"], "--labels"),
         (["--judge", NAME, "--base-url", "http://me:secret@host/v1"], "--base-url must not hold a user name"),
         (["--judge", "ann", "--labels", "missing.csv"], "cannot read labels"),
+        (["--judge", "ann", "--labels", "missing.csv", "--judge-cache", "c"], "labels of people ask nobody"),
+        (["--judge", "offline", "--judge-batch"], "the offline judge asks nobody"),
         (["--judge", "ann", "--labels", "missing.csv", "--rubric", "recovery"], "labels of people are attempts"),
     ],
 )

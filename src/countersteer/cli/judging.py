@@ -101,6 +101,7 @@ def grade(
         elif rubric != "attempts":
             raise InputError(f"the offline judge knows no rubric {rubric!r}; name a language model with --judge")
         else:
+            how.require_offline()
             result = grade_file(file, out, judge=judge, progress=bars.progress)
     found = ", ".join(f"{count} {status}" for status, count in result["statuses"].items())
     more = f", {result['multi_attempt']} with more than one attempt" if "multi_attempt" in result else ""

@@ -94,9 +94,11 @@ def _embedded(
 ) -> Any:  # fmt: skip
     from countersteer.engines.embedded.engine import EmbeddedEngine
     from countersteer.engines.embedded.model import load_model, verified
+    from countersteer.engines.embedded.text import check_variation
 
     if isinstance(model, str):
         loaded = replace(load_model(model, dtype=dtype, device=device), **made)
+        check_variation(loaded.tokenizer, loaded.template)
         return EmbeddedEngine(_with(loaded, adapter, adapters), places=places, adapters=adapters)
     if isinstance(model, tuple) and len(model) == 2:
         module, tokenizer = model
@@ -106,6 +108,7 @@ def _embedded(
         raise InputError(f"an engine is loaded from a name or a transformers model, got {type(model).__name__}")
     if dtype is not None or device is not None:
         raise InputError("a model in memory keeps its dtype and device: move it first, then load the engine")
+    check_variation(tokenizer, made["template"])
     loaded = replace(verified(module, tokenizer), **made)
     return EmbeddedEngine(_with(loaded, adapter, adapters), places=places, adapters=adapters)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from countersteer.core.errors import CountersteerError, InputError, RefusedError
-from countersteer.engines.embedded.text import render
+from countersteer.engines.embedded.text import check_variation, render
 from countersteer.finetune.examples import Example
 
 IGNORED = -100
@@ -34,7 +34,8 @@ class Encoded:
 
 
 class Encoder:
-    """Encodes examples with one tokenizer and its chat template. Raises InputError if it has neither.
+    """Encodes examples with one tokenizer and its chat template. Raises InputError if it has neither, or not the
+    variation.
 
     template, date: the variation of the chat template and the day it takes for today, as the engine has them
     (`engines.embedded.text`), so that what is trained on is what a study sends.
@@ -49,6 +50,7 @@ class Encoder:
                 "the trained tokens could not be checked against the text",
                 "the model's fast tokenizer (tokenizer.json)",
             )
+        check_variation(tokenizer, template)
         self.tokenizer, self.template, self.date = tokenizer, template, date
         added = getattr(tokenizer, "added_tokens_decoder", {})
         self._special = {int(i) for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
@@ -127,7 +129,8 @@ class Encoder:
         return RefusedError(
             "this conversation",
             f"the chat template drops or rewrites {what}, so the trained characters cannot be placed",
-            "text that the template keeps (no outer spaces, no reasoning tags), or another template",
+            "text that the template keeps (no outer spaces, no reasoning tags), or template 'no-thinking' for a model"
+            " that thinks first",
         )
 
     def _end(self, ids: Sequence[int], offsets: Sequence[tuple[int, int]], stop: int) -> int:

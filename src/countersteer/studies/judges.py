@@ -18,6 +18,7 @@ from countersteer.studies.schema_judge import JudgeSection
 
 Spent = Callable[[float, float | None], None]
 """Told (USD so far, cap or None) after each request."""
+OFFLINE = "the offline judge asks nobody"
 RETRIED = tuple(status for status in STATUSES if status not in ("ok", "uncalibrated"))
 """Statuses that `--retry-status` takes."""
 
@@ -47,6 +48,19 @@ class JudgeOptions:
     def __post_init__(self) -> None:
         if self.max_cost is not None and not self.max_cost >= 0:
             raise InputError(f"--max-cost must be a number of USD >= 0, got {self.max_cost}")
+
+    def require_offline(self, who: str = OFFLINE) -> None:
+        """Raise InputError for what only a language model can be told; a cap and prices hold for a free judge too."""
+        given = {
+            "--judge-batch": self.batch,
+            "--judge-batch-size": self.batch_size,
+            "--judge-rpm": self.requests_per_minute,
+            "--judge-tpm": self.tokens_per_minute,
+            "--judge-cache": self.cache,
+        }
+        names = [name for name, value in given.items() if value]
+        if names:
+            raise InputError(f"{who}, so {', '.join(names)} cannot be honoured; leave it out")
 
 
 def quiet(usd: float, cap: float | None) -> None:
@@ -78,7 +92,9 @@ def paced(how: JudgeSettings, options: JudgeOptions) -> JudgeSettings:
 
 def check(section: JudgeSection, options: JudgeOptions) -> None:
     """Refuse what a study's judge cannot do, before anything is loaded or written. Raises InputError."""
-    if not section.offline:
+    if section.offline:
+        options.require_offline()
+    else:
         settings(section, options)
 
 

@@ -12,7 +12,7 @@ from countersteer.studies import spec as studies
 from countersteer.studies.boundaries import mark_episodes
 from countersteer.studies.drive import drive
 from countersteer.studies.growth import check_inputs
-from countersteer.studies.judges import JudgeOptions, Spent
+from countersteer.studies.judges import OFFLINE, JudgeOptions, Spent
 from countersteer.studies.rejudge import human, rate_whole, rejudge
 from countersteer.studies.setup import Tools, layers, load_tools
 from countersteer.studies.spec import Spec
@@ -92,6 +92,8 @@ def judge_run(
         raise InputError(f"--rubric {rubric!r} is not one of {', '.join(RUBRICS)}")
     if labels is not None and rubric != "attempts":
         raise InputError("labels of people are attempts; leave --rubric out")
+    if options is not None and (labels is not None or by == "offline"):
+        options.require_offline("labels of people ask nobody" if labels is not None else OFFLINE)
     made: dict[str, Any] = {}
     with Run.open(folder, write=True) as run:
         seed = int(run.header.get("settings", {}).get("study", {}).get("seed", 0))

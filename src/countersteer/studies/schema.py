@@ -61,7 +61,7 @@ class StudySection(Section):
     """What is studied. `steer_layer` and `read_layer` are the SAE's own layer unless given.
 
     template: "esr-reference" sends prompts as the ESR paper's code does in its Llama runs, with BOS and the assistant
-    header twice; the model's own chat template unless given.
+    header twice; "no-thinking" switches a thinking model's thoughts off; the model's own chat template unless given.
     """
 
     kind: Literal["esr"] = "esr"
@@ -69,7 +69,7 @@ class StudySection(Section):
     sae: Text
     steer_layer: Layer | None = None
     read_layer: Layer | None = None
-    template: Literal["esr-reference"] | None = None
+    template: Literal["esr-reference", "no-thinking"] | None = None
     span: SpanText = "all"
     seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
 

@@ -54,7 +54,7 @@ def adapted(model: LoadedModel, folder: str | os.PathLike[str]) -> LoadedModel:
         if "lora_" in name:
             parameter.data = parameter.data.to(model.device, model.dtype)
     made = verified(module, model.tokenizer, name=model.name, print_=model.fingerprint)
-    return replace(made, adapter=record.fingerprint, template=model.template)
+    return replace(made, adapter=record.fingerprint, template=model.template, date=model.date)
 
 
 class Adapters:

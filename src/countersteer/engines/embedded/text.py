@@ -10,13 +10,17 @@ from typing import Any
 from countersteer.core.errors import InputError, RefusedError
 from countersteer.core.request import Request
 
-TEMPLATES = ("esr-reference",)
+REFERENCE, THOUGHTLESS = "esr-reference", "no-thinking"
+TEMPLATES = (REFERENCE, THOUGHTLESS)
 """Variations of a model's chat template, by name.
 
 "esr-reference": after the template's generation prompt, BOS and the assistant header once more, as the ESR paper's
 reference code does in its Llama runs. Not known: whether that was meant, and what it does to the paper's numbers.
+"no-thinking": with `enable_thinking` false, by which Qwen3 and others are told to answer without thoughts.
 """
 
+THINKING = "enable_thinking"
+"""What a chat template asks whether the model shall think first."""
 
 NOW = "strftime_now"
 """What a chat template calls to write today's date into every prompt (Llama 3.2 and gpt-oss do)."""
@@ -53,6 +57,21 @@ def dated(template: str, date: str) -> str:
     codes = [*(f"%-{c}" for c in "dmyjHIMS"), *(f"%{c}" for c in "aAbBdmyYjUWwuGVeFDxHIMSpTRXcZzf")]
     told = "".join(f" | replace({code!r}, {day.strftime(code)!r})" for code in codes)
     return f"{{% macro {NOW}(format) %}}{{{{ format{told} }}}}{{% endmacro %}}\n{template}"
+
+
+def check_variation(tokenizer: Any, name: str | None) -> None:
+    """Raise InputError or RefusedError if a model's chat template has no such variation."""
+    if name is None:
+        return
+    chat = getattr(tokenizer, "chat_template", None)
+    if not chat:
+        raise InputError(f"template {name!r} varies a chat template, and this model has none; leave it out")
+    if name == THOUGHTLESS and THINKING not in str(chat):
+        raise RefusedError(
+            f"template {name!r}", f"this model's chat template knows no {THINKING}", "the template itself: leave it out"
+        )
+    if name == REFERENCE:
+        _again([{"role": "user", "content": "?"}], tokenizer, {})
 
 
 def encode_request(
@@ -101,20 +120,23 @@ def render(
     `answered`: the conversation ends with an answer, so without generation prompt or variation. `date` as in
     `encode_request`. Raises InputError where the template cannot render it.
     """
-    frozen = {"chat_template": dated(tokenizer.chat_template, date)} if date and tells_date(tokenizer) else {}
+    frozen: dict[str, Any] = {THINKING: False} if template == THOUGHTLESS else {}
+    if date and tells_date(tokenizer):
+        frozen["chat_template"] = dated(tokenizer.chat_template, date)
     try:
         text = str(
             tokenizer.apply_chat_template(messages, add_generation_prompt=not answered, tokenize=False, **frozen)
         )
     except Exception as error:  # Jinja raises whatever the template's author chose
         raise InputError(f"the chat template cannot render these messages: {' '.join(str(error).split())}") from error
-    if template == "esr-reference" and not answered:
-        text += _again(text, messages, tokenizer, frozen)
+    if template == REFERENCE and not answered:
+        text += _again(messages, tokenizer, frozen)
     return text
 
 
-def _again(text: str, messages: list[dict[str, str]], tokenizer: Any, frozen: dict[str, str]) -> str:
-    """BOS and the header that opens the assistant's turn, which `text` ends with. Raises InputError without them."""
+def _again(messages: list[dict[str, str]], tokenizer: Any, frozen: dict[str, Any]) -> str:
+    """BOS and the header that opens the assistant's turn. Raises InputError for a model without them."""
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **frozen)
     closed = tokenizer.apply_chat_template(messages, add_generation_prompt=False, tokenize=False, **frozen)
     header = text[len(closed) :] if text.startswith(closed) else ""
     if not header or not tokenizer.bos_token:

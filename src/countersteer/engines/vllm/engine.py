@@ -73,12 +73,13 @@ def read_facts(config: Any, name: str, workers: Sequence[Mapping[str, Any]], *, 
     from vllm import __version__ as version
 
     from countersteer.engines.embedded.fingerprint import folder_fingerprint
-    from countersteer.engines.embedded.text import load_tokenizer
+    from countersteer.engines.embedded.text import check_variation, load_tokenizer
 
     model = config.model_config
     source = model.model
     folder = Path(source) if Path(source).is_dir() else Path(str(cached_file(source, "config.json"))).parent
     tokenizer = None if model.skip_tokenizer_init else load_tokenizer(source)
+    check_variation(tokenizer, template)
     ends: set[int] = set()
     try:
         ends |= _ids(GenerationConfig.from_pretrained(folder).eos_token_id)
