@@ -52,12 +52,19 @@ def test_stretches_end_with_whole_sentences() -> None:
 
 def test_templates_have_fifty_subjects_and_avoid_the_one_asked_about() -> None:
     found = general()
-    assert len(found.subjects) == 50 and all(len(s) >= 4 for _, s in found.subjects)
-    assert len({s for _, sentences in found.subjects for s in sentences}) == 200
+    assert len(found.subjects) == 50 and all(len(s.sentences) >= 4 for s in found.subjects)
+    assert len({s for subject in found.subjects for s in subject.sentences}) == 200
     draw = np.random.default_rng(0)
-    volcano = {s for name, sentences in found.subjects if name == "volcanoes" for s in sentences}
-    for _ in range(300):
-        assert not any(s in found.stretch("How do volcanoes erupt?", draw) for s in volcano)
+    for prompt, name in (
+        ("How do volcanoes erupt?", "volcanoes"), ("How does a volcano erupt?", "volcanoes"),
+        ("Can a wolf be tamed?", "wolves"), ("Where is the nearest library?", "libraries"),
+        ("How is TEA served?", "tea ceremonies"), ("What does an octopus eat?", "octopuses"),
+    ):  # fmt: skip
+        own = next(s for s in found.subjects if s.name == name)
+        assert own.asked_by(prompt) and sum(s.asked_by(prompt) for s in found.subjects) == 1
+        for _ in range(300):
+            assert not any(s in found.stretch(prompt, draw) for s in own.sentences)
+    assert not any(s.asked_by("How have I been wasting time on steady searches?") for s in found.subjects)
     made = from_templates(found, ASKED, {p: ["So."] for p in ASKED[:4]}, count=40, seed=1)
     assert Counter(Counter(e.prompt for e in made).values()) == {10: 4}
     assert made == from_templates(found, ASKED, {p: ["So."] for p in ASKED[:4]}, count=40, seed=1)
@@ -145,6 +152,17 @@ def test_an_empty_class_and_impossible_ratios_are_refused() -> None:
     for ratios, said in (([], "at least one ratio"), ([1.5], "between 0 and 1"), ([0.5, 0.5], "given twice")):
         with pytest.raises(InputError, match=said):
             mix.check_ratios(ratios)
+
+
+def test_stop_strings_of_a_study_do_not_end_own_answers() -> None:
+    """What a stop string cut is no end of the model's own, and its end of turn would be trained."""
+    prompt = ASKED[0]
+    with cs.load_engine("organism-plain") as engine:
+        given: dict[str, Any] = {"each": 2, "seed": 0}
+        plain = answering.own_answers(engine, [prompt], sampling=cs.Sampling(max_tokens=120), **given)
+        cut = cs.Sampling(max_tokens=120, stop=("the", "."))
+        assert engine.run([cs.Request(prompt=prompt, sampling=cut)])[0].finish == "stop"
+        assert answering.own_answers(engine, [prompt], sampling=cut, **given) == plain
 
 
 def test_an_interrupted_call_asks_only_for_the_answers_that_are_missing(tmp_path: Path) -> None:

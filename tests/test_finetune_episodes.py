@@ -17,6 +17,7 @@ from countersteer.finetune.own_episodes import OFF_TOPIC as LOW
 from countersteer.finetune.own_episodes import RECOVERED, _whole, from_run
 from countersteer.finetune.steering import steering_of
 from countersteer.finetune.templates import general
+from countersteer.store import Run
 from countersteer.studies import spec
 from countersteer.studies.runner import run_study
 from finetune_tokenizers import joined_stops
@@ -50,6 +51,7 @@ def test_examples_are_the_models_own_words_under_their_own_steering(world: tuple
         mine = [t for t in trials if t.plan.prompt == example.prompt and t.plan.latent == example.steer["latent"]]
         assert any(t.plan.strength == example.steer["strength"] and t.text.startswith(stretch) for t in mine)
         assert example.steer["layer"] == given.sae.site.layer and example.steer["span"] == "all"
+        assert example.steer["sae"] == given.sae.fingerprint
         assert stop == len(example.answer) and example.answer[start] == " "
         if example in whole:
             assert example.answer[start:].startswith(RESTART.rstrip()) and low[example.answer].scores[-1] >= RECOVERED
@@ -69,9 +71,14 @@ def test_a_response_that_corrected_itself_is_cut_where_tokens_are(gap: str) -> N
     text = f"Off the track.{gap}Wait, no. On it."
     start = text.index("Wait")
     grade = {"attempts": [{"start": 0, "end": start, "score": 10.0}, {"start": start, "end": len(text), "score": 95.0}]}
-    trial = SimpleNamespace(scores=(10.0, 95.0), grade=grade, text=text, plan=SimpleNamespace(prompt="Why?"))
-    example = _whole(trial, {})
+    given = {"scores": (10.0, 95.0), "grade": grade, "plan": SimpleNamespace(prompt="Why?")}
+    example = _whole(SimpleNamespace(text=text, finish="stop", **given), {})
     assert example is not None
+    for cut in ("length", "max_positions", None):
+        assert _whole(SimpleNamespace(text=text, finish=cut, **given), {}) is None, "its end is none"
+    for attempt in grade["attempts"]:
+        attempt.update(start=attempt["start"] + 3 * (attempt["start"] > 0), end=attempt["end"] + 3)
+    assert _whole(SimpleNamespace(text=f" \n {text}\n", finish="stop", **given), {}) == example, "templates trim"
     tokenizer = joined_stops()
     assert shown(example, Encoder(tokenizer)(example), tokenizer).endswith(
         f"Off the track.{gap.strip(' ')}[[{gap.strip(chr(10))}Wait, no. On it.<|eot_id|>]]"
@@ -80,7 +87,7 @@ def test_a_response_that_corrected_itself_is_cut_where_tokens_are(gap: str) -> N
     assert joined == (gap == "\n\n")
 
 
-def test_runs_that_cannot_be_used_are_refused(world: tuple[Path, Any, Any]) -> None:
+def test_runs_that_cannot_be_used_are_refused(world: tuple[Path, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _, _ = world
     for options, said in (
         ({"model": "other"}, "a run of another model"),
@@ -89,6 +96,19 @@ def test_runs_that_cannot_be_used_are_refused(world: tuple[Path, Any, Any]) -> N
     ):
         with pytest.raises(InputError, match=said):
             from_run(folder, TRAIN, ANSWERS, general(), count=3, seed=0, **options)
+    with Run.open(folder) as run:
+        header, arms = run.header, run.arms()
+    for settings, inputs, said in (
+        ({"system": "Be kind."}, {}, r"\(system\)"),
+        ({"suffix": " Please.", "prefix": "So"}, {}, r"\(suffix, prefix\)"),
+        ({}, {"adapter": "3715"}, r"\(engine adapter\)"),
+    ):
+        arms["base"] |= {"system": None, "suffix": None, "prefix": None, **settings}
+        monkeypatch.setattr(Run, "arms", lambda self: arms)
+        monkeypatch.setattr(Run, "header", {**header, "inputs": {**header["inputs"], **inputs}})
+        with pytest.raises(InputError, match=f"another setting than examples have {said}"):
+            from_run(folder, TRAIN, ANSWERS, general(), count=3, seed=0)
+    monkeypatch.undo()
     with pytest.raises(InputError, match="is off topic"):
         from_run(folder, ["Else?"], {"Else?": ["So."]}, general(), count=3, seed=0)
 

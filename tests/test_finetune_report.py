@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from countersteer.report import html
 from countersteer.report.finetune_figures import dose_response, tuned
 from countersteer.report.questions import questions
 from countersteer.report.summary import summarise
+from countersteer.studies import spec
 
 
 def rate(value: float | None) -> dict[str, Any] | None:
@@ -61,6 +63,34 @@ def test_the_figure_shows_rate_improvement_and_recovery_over_the_share() -> None
     assert better == {("last attempt beats the first", 50, 40.0), ("a fresh attempt beats it", 50, 30.0),
                       ("last attempt beats the first", 90, 60.0), ("a fresh attempt beats it", 90, 70.0)}  # fmt: skip
     assert above == {("recovery above the baseline", 50, 10.0), ("recovery above the baseline", 90, -10.0)}
+
+
+def test_arms_that_differ_in_more_than_the_adapter_are_not_drawn() -> None:
+    made = spec.parse(
+        '[study]\nmodel = "m"\nsae = "s"\n[finetune]\nprompts = "howto"\nratios = [0.3, 0.7]\n[trials]\nprompts = "held-out"\n'
+        "[arms.base]\n[arms.plain]\nstrength = 0\n"
+        '[arms.late]\nspan = "generation"\n[arms.deep]\nsteer_layer = 1\n[arms.cold]\nsampling = {temperature = 0.1}\n'
+        '[arms.held]\nclamp = "detectors-held-out"\n[arms.again]\nrecalibrate = true\n'
+        '[arms.tuned]\nadapter = "finetune"\nrecalibrate = true\n[arms.tuned-plain]\nadapter = "finetune"\nstrength = 0\n'
+        '[arms.tuned-as-base]\nadapter = "finetune"\n[arms.tuned-half]\nadapter = "finetune"\nstrength_scale = 0.5\n'
+        '[arms.tuned-asked]\nadapter = "finetune"\nsuffix = "Stay."\n[arms.tuned-cold]\nadapter = "finetune"\n'
+        'sampling = {temperature = 0.1}\n[arms.tuned-elsewhere]\nadapter = "finetune"\nprompts = "tone-report"\n'
+    )
+    arms = {}
+    for one in made.arms:
+        facts = {"ratio": float(str(one.adapter).split("-")[1]), "seed": 0} if one.adapter else None
+        arms[one.name] = arm(0.1, None, None, **replace(one, adapter_facts=facts).describe())
+
+    def drawn() -> list[tuple[str, float]]:
+        found = tuned({"arms": arms, "base": "base"})
+        return sorted((name, ratio) for ratio, _, a in found for name in arms if arms[name] is a)
+
+    plain = [("base", 0.0), ("plain", 0.0)]
+    unsteered = [("tuned-plain@0.3", 0.3), ("tuned-plain@0.7", 0.7)]
+    assert drawn() == [*plain, *unsteered, ("tuned@0.3", 0.3), ("tuned@0.7", 0.7)]
+    for name in ("tuned@0.3", "tuned@0.7"):
+        del arms[name]
+    assert drawn() == [*plain, ("tuned-as-base@0.3", 0.3), ("tuned-as-base@0.7", 0.7), *unsteered]
 
 
 def test_the_page_shows_the_figure_in_the_answer_to_its_question(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from countersteer.cli import call
 from countersteer.core.errors import InputError
 from countersteer.finetune import examples
-from countersteer.finetune.llm_writer import PARTS, LlmWriter
+from countersteer.finetune.llm_writer import PARTS, LlmWriter, _subject
 from countersteer.judging.llm_budget import CostCapError
 from countersteer.judging.llm_calls import JudgeRefusedError
 from countersteer.judging.llm_settings import JudgeSettings
@@ -78,6 +79,14 @@ def test_it_is_not_asked_for_an_answer_that_the_model_has(tmp_path: Path) -> Non
         made = LlmWriter(settings(server), tmp_path)(ASKED[:2], 6, {ASKED[0]: OWN[ASKED[0]]})
         assert sorted(server.asked_for) == [list(PARTS[:2])] * 3 + [list(PARTS)] * 3
         assert {e.answer.split("no. ")[1] for e in made if e.prompt == ASKED[0]} == {"My own answer."}
+
+
+def test_no_stretch_is_asked_for_on_what_the_question_asks_about() -> None:
+    draws = [np.random.default_rng(seed) for seed in range(300)]
+    found = {_subject("How does a volcano shape the weather?", draw) for draw in draws}
+    assert len(found) == 48 and not found & {"volcanoes", "meteorology"}
+    plain = {_subject("Why?", np.random.default_rng(seed)) for seed in range(300)}
+    assert len(plain) == 50
 
 
 def test_faults_are_asked_again_and_a_cap_stops_and_goes_on(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from countersteer.core.errors import InputError
@@ -65,9 +66,11 @@ def own_answers(
 ) -> dict[str, list[str]]:  # fmt: skip
     """`each` finished answers per prompt, distinct where the model varies; a prompt without one has an empty list.
 
-    Answers that were cut at the length limit are left out: their end would be trained where it is none. `check` sees
-    every (prompt, answer) when it comes, and may refuse it before the others are asked for.
+    Answers that were cut at the length limit are left out: their end would be trained where it is none. Stop strings
+    do not count for the same reason. `check` sees every (prompt, answer) when it comes, and may refuse it before the
+    others are asked for.
     """
+    sampling = replace(sampling, stop=())
     asked = [(prompt, i) for prompt in prompts for i in range(each)]
     found: dict[str, list[str]] = {prompt: [] for prompt in prompts}
     for start in range(0, len(asked), _CHUNK):

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from countersteer.core.errors import InputError
 from countersteer.core.fingerprint import fingerprint, rng
 from countersteer.core.reply import Ledger
@@ -47,10 +49,9 @@ def write(
     `answers`: the model's own; where a prompt has one, the writer is not asked for an answer. Raises CountersteerError
     when no call can be made any more (paid replies are kept), InputError when no reply could be used.
     """
-    subjects = [name for name, _ in general().subjects]
     draw = rng(seed, "llm")
     order = spread(prompts, count, draw)
-    wanted = [(prompt, subjects[int(draw.integers(len(subjects)))], int(draw.integers(2**31))) for prompt in order]
+    wanted = [(prompt, _subject(prompt, draw), int(draw.integers(2**31))) for prompt in order]
     refused: dict[str, int] = {}
 
     found: list[Example] = []
@@ -89,6 +90,14 @@ def write(
         why = ", ".join(f"{n} {reason}" for reason, n in sorted(refused.items()))
         raise InputError(f"{settings.model} wrote no usable example ({why}); try another model")
     return found, refused
+
+
+def _subject(prompt: str, draw: np.random.Generator) -> str:
+    """The drawn subject, or the next one in the list that the prompt does not ask about."""
+    subjects = general().subjects
+    first = int(draw.integers(len(subjects)))
+    turned = (*subjects[first:], *subjects[:first])
+    return next((s for s in turned if not s.asked_by(prompt)), turned[0]).name
 
 
 @dataclass

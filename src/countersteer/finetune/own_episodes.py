@@ -41,7 +41,8 @@ def from_run(
         arms = run.arms()
         layer = arms[name].get("layer")
         layer = run.fact("steer_layer") if layer is None else layer
-        span = str(arms[name].get("span", "all"))
+        span, sae = str(arms[name].get("span", "all")), run.header["inputs"].get("sae")
+        stops = run.header.get("settings", {}).get("sampling", {}).get("stop")  # end a response like its own end does
         known = {prompt for prompt in prompts if answers.get(prompt)}
         trials = [t for t in run.trials(name) if t.status == OK and t.plan.prompt in known and _low(t)]
     out: list[Example] = []
@@ -49,9 +50,10 @@ def from_run(
         if len(out) == count:
             break
         trial = trials[index]
-        steer = {"latent": trial.plan.latent, "strength": trial.plan.strength, "layer": layer, "span": span}
+        steer = {"latent": trial.plan.latent, "strength": trial.plan.strength, "layer": layer, "span": span, "sae": sae}
         draw = np.random.default_rng(named_seed(seed, "episodes", trial.plan.key))
-        made = _whole(trial, steer) or _composed(trial, steer, answers[trial.plan.prompt], which, draw)
+        made = None if stops else _whole(trial, steer)
+        made = made or _composed(trial, steer, answers[trial.plan.prompt], which, draw)
         if made is not None:
             out.append(made)
     if not out:
@@ -68,6 +70,13 @@ def require_usable(folder: str | Path, *, arm: str | None = None, model: str | N
             raise InputError(f"{folder} has no arm {name!r}; it has {', '.join(arms) or 'none yet'}")
         if not arms[name].get("steered"):
             raise InputError(f"arm {name} of {folder} is not steered, so it has no steered episodes; name another arm")
+        others = [key for key in ("system", "suffix", "prefix", "adapter") if arms[name].get(key)]
+        others += ["engine adapter"] if run.header.get("inputs", {}).get("adapter") else []
+        if others:
+            raise InputError(
+                f"the episodes of arm {name} of {folder} come from another setting than examples have"
+                f" ({', '.join(others)}); take a run of the bare model and the bare prompts"
+            )
         if not run.finished:
             raise InputError(f"{folder} is not finished: run its study to the end, then take its episodes")
         theirs = run.header.get("inputs", {}).get("model")
@@ -81,12 +90,12 @@ def _low(trial: Any) -> bool:
 
 
 def _whole(trial: Any, steer: Mapping[str, Any]) -> Example | None:
-    """The response as it stands, if it corrected itself well: trained from its second attempt on."""
-    if len(trial.scores) < 2 or trial.scores[-1] < RECOVERED:
+    """The response as it stands, if it corrected itself well and came to its end: trained from its second attempt on."""
+    if len(trial.scores) < 2 or trial.scores[-1] < RECOVERED or trial.finish != "stop":
         return None
     scored = [a for a in trial.grade["attempts"] if a["score"] is not None]
-    text = trial.text.rstrip()
-    at = int(scored[1]["start"])
+    text = trial.text.strip()
+    at = int(scored[1]["start"]) - (len(trial.text) - len(trial.text.lstrip()))
     at -= at > 0 and text[at - 1] == " "  # tokens hold the space before a word, but the newlines after a sentence
     if not 0 < at < len(text):
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,15 +39,29 @@ class Templates(Protocol):
 
 
 @dataclass(frozen=True)
+class Subject:
+    """A subject, the words by which a prompt asks about it, and sentences on it."""
+
+    name: str
+    words: tuple[str, ...]
+    sentences: tuple[str, ...]
+
+    def asked_by(self, prompt: str) -> bool:
+        """Whether a prompt has one of the words, in the singular or a regular plural."""
+        found = re.findall(r"\w+", prompt.lower())
+        return any(a == b or a in (f"{b}s", f"{b}es") for a in found for b in self.words)
+
+
+@dataclass(frozen=True)
 class General:
     """Subjects with their sentences, and acknowledgements that fit any question."""
 
-    subjects: tuple[tuple[str, tuple[str, ...]], ...]
+    subjects: tuple[Subject, ...]
     acknowledgements: tuple[str, ...]
 
     def stretch(self, prompt: str, draw: np.random.Generator) -> str:
-        """Two to four sentences of one subject whose name the prompt does not hold."""
-        fitting = [s for name, s in self.subjects if name.removesuffix("s") not in prompt.lower()]
+        """Two to four sentences of one subject that the prompt does not ask about."""
+        fitting = [subject.sentences for subject in self.subjects if not subject.asked_by(prompt)]
         chosen = fitting[int(draw.integers(len(fitting)))]
         return " ".join(chosen[: int(draw.integers(2, min(4, len(chosen)) + 1))])
 
@@ -108,7 +123,8 @@ def general() -> General:
     """The shipped templates for language models at large."""
     file = resources.files("countersteer.finetune").joinpath("templates.json")
     data = json.loads(file.read_text(encoding="utf-8"))
-    return General(tuple((s["name"], tuple(s["sentences"])) for s in data["subjects"]), tuple(data["acknowledgements"]))
+    subjects = (Subject(s["name"], tuple(s["words"]), tuple(s["sentences"])) for s in data["subjects"])
+    return General(tuple(subjects), tuple(data["acknowledgements"]))
 
 
 def templates(name: str) -> Templates:

@@ -11,27 +11,44 @@ from typing import Any
 
 WIDTH = 700
 STEERED, PLAIN = "steered", "not steered"
+_TRAINED = frozenset({"adapter", "recalibrate"})
+_HARD = frozenset({"strength", "strength_scale", "strength_sd", "relative", "steered"})
 _IMPROVED, _FRESH = "last attempt beats the first", "a fresh attempt beats it"
 
 
 def tuned(result: Mapping[str, Any]) -> list[tuple[float, int, Mapping[str, Any]]]:
     """(ratio, seed, arm) of every arm whose adapter records its share of corrections, base and unsteered as ratio 0.
 
-    The untrained model has no share of corrections; it stands at 0 where there is no adapter with ratio 0.
+    Only arms that are the base arm but for the adapter, and the same without steering: another prompt, span, layer,
+    sampling, clamp or strength would be drawn as if the training had done it. Of an adapter's arms with and without
+    strengths of its own, those with them. The untrained model has no share of corrections; it stands at 0 where there
+    is no adapter with ratio 0.
     """
-    found = []
-    for arm in result["arms"].values():
-        adapter = arm["settings"].get("adapter") or {}
-        if adapter.get("ratio") is not None:
+    arms = result["arms"]
+    base = arms[result["base"]]["settings"]
+    alike = [arm for arm in arms.values() if _apart(arm["settings"]) == _apart(base) and _strong(arm["settings"], base)]
+    own = any(arm["settings"].get("recalibrate") and arm["settings"].get("adapter") for arm in alike)
+    found, untrained = [], []
+    for arm in alike:
+        settings = arm["settings"]
+        adapter, again = settings.get("adapter"), bool(settings.get("recalibrate"))
+        if adapter is None and not again:
+            untrained.append((0.0, 0, arm))
+        elif adapter and adapter.get("ratio") is not None and (again == own or not settings.get("steered")):
             found.append((float(adapter["ratio"]), int(adapter.get("seed", 0)), arm))
-    if found and not any(ratio == 0 for ratio, _, _ in found):
-        for arm in result["arms"].values():
-            settings = arm["settings"]
-            changed = ("adapter", "suffix", "prefix", "system", "clamp", "prompts", "directions", "strength")
-            plain = not any(settings.get(key) for key in changed)
-            if plain and settings.get("strength_scale", 1.0) == 1.0 and "strength_sd" not in settings:
-                found.append((0.0, 0, arm))
-    return found
+    return found + (untrained if found and not any(ratio == 0 for ratio, _, _ in found) else [])
+
+
+def _apart(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What an arm sets apart from its adapter and how hard it steers."""
+    return {key: value for key, value in settings.items() if key not in _TRAINED | _HARD and value not in (None, False)}
+
+
+def _strong(settings: Mapping[str, Any], base: Mapping[str, Any]) -> bool:
+    """Whether an arm steers as hard as the base arm, or not at all."""
+    if not settings.get("steered"):
+        return settings.get("strength") == 0
+    return all(settings.get(key) == base.get(key) for key in _HARD)
 
 
 def dose_response(result: Mapping[str, Any]) -> Any:

@@ -103,7 +103,7 @@ class RunReader(RunFacts):
     def _filled(self, plans: Sequence[Planned], judge: str | None) -> list[Trial]:
         """Planned trials with all that is known of them, in order: two queries for a whole page."""
         wanted = [plan.key for plan in plans if not plan.planned_status]
-        sql = "SELECT key, status, text, LENGTH(token_ids), receipt, reason FROM completions WHERE key"
+        sql = "SELECT key, status, text, LENGTH(token_ids), receipt, reason, finish FROM completions WHERE key"
         responses = {row[0]: row for row in self._among(sql, wanted)}
         graded: list[str | None] = []
         own = "imported" in self.header  # a published judge may grade equal texts differently
@@ -201,19 +201,19 @@ class RunReader(RunFacts):
 
 
 def _trial(plan: Planned, row: tuple[Any, ...] | None, graded: str | None) -> Trial:
-    """A trial from its response (key, status, text, bytes of token ids, receipt, reason) and its grade (JSON)."""
+    """A trial from its response (key, status, text, bytes of token ids, receipt, reason, finish) and its grade (JSON)."""
     if plan.planned_status:
         return Trial(plan, plan.planned_status, None, None, None, None, 0)
     if row is None:
         return Trial(plan, PENDING, None, None, None, None, 0)
-    _, status, text, size, receipt, reason = row
+    _, status, text, size, receipt, reason, finish = row
     measured = None if receipt is None else json.loads(receipt)
     if status != "ok":
-        return Trial(plan, status, reason, text or None, measured, None, size // 4)
+        return Trial(plan, status, reason, text or None, measured, None, size // 4, finish)
     grade = None if graded is None else dict(json.loads(graded))
     known = PENDING if grade is None else str(grade["status"])
     why = None if grade is None else grade.get("reason")
-    return Trial(plan, known, why, (plan.prefix or "") + text, measured, grade, size // 4)
+    return Trial(plan, known, why, (plan.prefix or "") + text, measured, grade, size // 4, finish)
 
 
 def _response(row: tuple[Any, ...]) -> Response:

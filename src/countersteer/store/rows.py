@@ -109,6 +109,7 @@ class Trial:
     """A trial with all that is known of it. `text` is the whole response, a given prefix included, or None.
 
     `grade` is the judge's grade as plain data ({"status", "attempts": [{"start", "end", "score", "restart"}], ...}).
+    `finish`: why the response ended ("stop", "length", ...), None where that is not known.
     """
 
     plan: Planned
@@ -118,6 +119,7 @@ class Trial:
     receipt: dict[str, Any] | None
     grade: dict[str, Any] | None
     tokens: int
+    finish: str | None = None
 
     @property
     def written(self) -> str:

@@ -55,6 +55,8 @@ class Arm:
     adapter: str | None = None
     """What requests call the adapter: its folder, or its name in the [finetune] section."""
     adapter_facts: Mapping[str, Any] | None = None
+    own_sampling: Mapping[str, Any] | None = None
+    """Settings of the arm's own [sampling]; `sampling` holds them already."""
 
     @property
     def own_strengths(self) -> bool:
@@ -130,6 +132,7 @@ class Arm:
         given = {"prompts": self.prompts, "directions": self.directions, "against": self.against}
         more |= {name: value for name, value in given.items() if value is not None}
         more |= {"recalibrate": True} if self.recalibrate else {}
+        more |= {"sampling": dict(self.own_sampling)} if self.own_sampling else {}
         more |= {"adapter": {"name": self.adapter, **(self.adapter_facts or {})}} if self.adapter else {}
         return {**kind, **texts, **more, "span": self.span, "layer": self.layer, "steered": self.steered}
 
@@ -260,8 +263,8 @@ def _sd_levels(settings: Study, name: str, section: ArmSection) -> list[Arm]:
 
 def _arm(settings: Study, name: str, section: ArmSection, strength: float | None, scale: float) -> Arm:
     sampling = settings.sampling.model_dump()
-    if section.sampling is not None:
-        sampling |= section.sampling.model_dump(exclude_none=True)
+    own = {} if section.sampling is None else section.sampling.model_dump(exclude_none=True)
+    sampling |= own
     layer = settings.study.steer_layer if section.steer_layer is None else section.steer_layer
     clamp: Any = section.clamp
     rule: str | RandomClamp | None = None
@@ -289,6 +292,7 @@ def _arm(settings: Study, name: str, section: ArmSection, strength: float | None
         recalibrate=section.recalibrate,
         against=section.against,
         adapter=section.adapter,
+        own_sampling=own or None,
     )
 
 
