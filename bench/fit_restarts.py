@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from restart_texts import ROOT, Case, begun_otherwise, composed, drifted, in_other_voices, labelled
+from restart_texts import ROOT, Case, babbled, begun_otherwise, composed, drifted, in_other_voices, labelled
 from torch import nn
 from transformers import BertConfig, BertModel
 
@@ -37,7 +37,7 @@ OUT = ROOT / "src" / "countersteer" / "judging"
 TESTS = ("restarts_test.jsonl", "restarts_test_2.jsonl", "restarts_test_3.jsonl")
 FREQUENT = 12_000
 """BERT's vocabulary lies in order of frequency; so many of its entries are kept, and those that the texts use."""
-RECENT = tuple(f"restarts_train_{number}.jsonl" for number in (15, 16, 17, 18))
+RECENT = ("restarts_steered.jsonl",)
 BATCH, RATES, GENTLE = 24, (6e-5, 1e-3), (5e-5, 2e-4)
 """Texts per step; learning rates of encoder and head, from the published encoder and for a fitted one."""
 _SENTENCE = re.compile(r"[^.!?\n]*[.!?\n]+\s*")
@@ -331,8 +331,12 @@ def main() -> None:
         rng = random.Random(f"{args.seed} {epoch}")
         more = [*extra, *composed(cases, seed=epoch), *in_other_voices(seed=epoch), *begun_otherwise(cases, seed=epoch)]
         more += drifted(cases, seed=epoch)
-        share = 12 if args.recent else 4
-        picked = [row_of(case, pieces) for case in rng.sample(more, len(more) // share)]
+        salad = babbled(cases, seed=epoch)
+        if args.recent:
+            more = rng.sample(more, len(more) // 12) + rng.sample(salad, len(salad) // 3)
+        else:
+            more = rng.sample([*more, *salad], (len(more) + len(salad)) // 4)
+        picked = [row_of(case, pieces) for case in more]
         older = [row for row in rows if row.case.source not in RECENT]
         held = older if not args.recent else rng.sample(older, len(older) // 3)
         newer = [row for row in rows if row.case.source in RECENT]

@@ -2,8 +2,9 @@
 
     python bench/judge.py [--episodes FILE]
 
-The three blind tests, unsteered answers of the organism that nothing was fitted on, and, where given, real episodes of
-self-correction ({"prompt", "response", "attempts", "boundary"} per line); responses split per second of CPU on those.
+The three blind tests, unsteered answers of the organism, answers of a model that knows no restarts under latents that
+nothing was fitted on, and, where given, real episodes of self-correction ({"prompt", "response", "attempts",
+"boundary"} per line); responses split per second of CPU on those.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import json
 import time
 from pathlib import Path
 from typing import Any
+
+from steered_answers import steered
 
 from countersteer import organism
 from countersteer.judging.attempts import split_attempts
@@ -68,6 +71,7 @@ def main() -> None:
             for name in TESTS
         },
         "organism": measured(organism_answers()),
+        "word_salad": measured([(p, text, []) for p, text in steered(480, prompts="held-out", odd=False, seed=31)]),
     }
     if given.episodes:
         rows = _lines(given.episodes)

@@ -12,8 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PHRASES = [ROOT / "bench" / "data" / name for name in ("restart_phrases.txt", "restart_words.txt")]
 FICTION = ROOT / "bench" / "data" / "restart_fiction.txt"
-DRIFT, ANSWERS = "restarts_train_12.jsonl", "restarts_train_13.jsonl"
-"""Files of labelled answers: most leave their subject for another; most are long ones of assistants."""
+DRIFT, ANSWERS, SALAD = "restarts_train_12.jsonl", "restarts_train_13.jsonl", "restarts_steered.jsonl"
+"""Files of labelled answers: most leave their subject for another; most are long ones of assistants; word salad."""
 _ASKING = re.compile(
     r"^(?:how (?:do|can|should|would|to|does|did)(?: i| you| we| one)?|what(?:'s| is| are| was| were)|explain|"
     r"describe|tell me about|give me|why (?:do|does|is|are|did)|who|when|where|can you|could you|please|should i|"
@@ -183,4 +183,37 @@ def begun_otherwise(cases: Sequence[Case], *, seed: int = 0) -> list[Case]:
         moved = len(lead) + len(joint) - at
         response = lead + joint + case.response[at:]
         made.append(Case(case.prompt, response, tuple(b + moved for b in case.boundaries), 0.4, "begun otherwise"))
+    return made
+
+
+def _shuffled(text: str, rng: random.Random) -> str:
+    """A text of which a run of words, or all, is in random order, or said over and over."""
+    words = text.split()
+    size = rng.choice([6, 12, 25, len(words)])
+    at = rng.randint(0, max(0, len(words) - size))
+    part = words[at : at + size]
+    rng.shuffle(part)
+    if rng.random() < 0.25:
+        part = (part[: rng.randint(1, 4)] * 12)[: len(part)]
+    return " ".join([*words[:at], *part, *words[at + size :]])
+
+
+def babbled(cases: Sequence[Case], *, seed: int = 0) -> list[Case]:
+    """Word salad: no restart by itself, however odd its words; and with restart wordings in it, which are restarts."""
+    rng = random.Random(seed)
+    salad = labelled(SALAD)
+    calm = [case for case in cases if not case.boundaries and len(case.response) > 60 and "```" not in case.response]
+    made = [Case(case.prompt, _shuffled(case.response, rng), (), 0.3, "shuffled") for case in calm]
+    phrases = [line[2:] for line in wordings() if line[0] == "+" and "{" not in line]
+    for phrase in rng.sample(phrases, len(phrases) // 2):
+        first, second = rng.choice(salad), rng.choice(salad)
+        lead = first.response if rng.random() < 0.6 else _shuffled(rng.choice(calm).response, rng)
+        words = lead.split()
+        lead = " ".join(words[: rng.randint(min(4, len(words)), min(60, len(words)))])
+        rest = second.response if rng.random() < 0.5 else _shuffled(rng.choice(calm).response, rng)
+        if rng.random() < 0.5 and lead[-1:].isalnum():
+            lead += "."
+        at = len(lead) + 1
+        known = rng.choice([first.prompt, second.prompt, ""])
+        made.append(Case(known, f"{lead} {phrase} {rest}", (at,), 0.4, "in salad", (at + len(phrase),)))
     return made

@@ -15,7 +15,7 @@ import numpy as np
 from countersteer.judging import prose
 from countersteer.judging.restart_model import Reading, shipped
 
-VERSION = 6
+VERSION = 7
 """Changes whenever the same text may be split differently."""
 
 _WORD = re.compile(r"\w")
