@@ -7,7 +7,8 @@ BASE: a folder with all-MiniLM-L6-v2 (config.json, model.safetensors, tokenizer.
 publishes it. Reads the labelled responses tests/data/restarts*.jsonl that are not tests, and the wordings, answers and
 passages in bench/data, of which it composes more. Deterministic for a version of torch; an hour on two quiet cores, a
 third of that with `--continue`.
-The shipped weights were fitted before restarts_train_15 ... 18 were written, and continued with them.
+The shipped weights were fitted before restarts_train_15 ... 18 were written, and continued with them; then for word
+salad with `--continue --seed 7` and `--continue --recent --seed 8`.
 """
 
 from __future__ import annotations

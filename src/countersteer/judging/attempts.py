@@ -27,6 +27,20 @@ _ANNOUNCED = re.compile(
     re.IGNORECASE,
 )
 """A sentence at the end of a response that says no more than that an attempt will come."""
+_PLAIN = re.compile(
+    r"(?:(?<=[.!?:…\n]\s)|(?<=[.!?:…\n])|(?<=[-–—]\s))"
+    r"(?:(?:oh|ah|hm+|no|wait|hold on|hang on|stop|sorry|oops|whoops|actually|okay|ok|apologies)\b[\s,.!…–—-]*){0,3}"
+    r"(?:let me|let['’]s|i['’]ll|i will|i (?:need|have|want) to|i should|i must|i['’]m going to|i am going to)\s+"
+    r"(?:(?:start|begin)(?:\s+(?:this|that|it))?\s+(?:over|again|afresh|anew)|restart|"
+    r"try(?:\s+(?:this|that|it))?\s+(?:again|anew|once more)|(?:redo|retry)\s+(?:this|that|it)|"
+    r"do\s+(?:this|that|it)\s+(?:over|again))"
+    r"(?:\s+from (?:scratch|the (?:start|beginning|top)))?\s*[.!:…]",
+    re.IGNORECASE,
+)
+"""A sentence in which the writer says no more than that it begins again. The network is unsure of it among the steps of
+instructions, whose "wait" and "start again" are the reader's."""
+_DOUBT = 4.5
+"""Such a sentence begins an attempt though the network's log odds lie so far below its threshold."""
 _BRIDGED = 3
 """So many word pieces that are not restart language may lie inside it."""
 _APART = 4
@@ -58,6 +72,17 @@ def _language_end(reading: Reading, first: int) -> int:
     return last
 
 
+def _plainly(response: str, reading: Reading, threshold: float) -> dict[int, int]:
+    """First and last word piece of each sentence that plainly says it, and that the network does not exclude."""
+    found = {}
+    for match in _PLAIN.finditer(response):
+        end = match.start() + len(match[0].rstrip(" .!:…"))
+        first, last = (int(np.searchsorted(reading.starts, at)) for at in (match.start(), end))
+        if first < last and reading.begins[first:last].max() >= threshold - _DOUBT:
+            found[first] = last - 1
+    return found
+
+
 def restarts_in(response: str, reading: Reading, threshold: float) -> list[tuple[int, int]]:
     """Each restart of a response as read, as (its first character, the end of its language), in order."""
     masked = prose.mask(prose.normal(response))
@@ -66,7 +91,10 @@ def restarts_in(response: str, reading: Reading, threshold: float) -> list[tuple
     worded = np.array([_WORD.match(response, at) is not None for at in reading.starts.tolist()], np.bool_)
     found: list[tuple[int, int]] = []
     until = -_APART - 1
-    for first in np.flatnonzero((reading.begins >= threshold) & reading.opens & own & worded).tolist():
+    plain = _plainly(response, reading, threshold)
+    begins = reading.begins >= threshold
+    begins[list(plain)] = True
+    for first in np.flatnonzero(begins & reading.opens & own & worded).tolist():
         if found and first <= until + _APART:
             until = max(until, _language_end(reading, first))
             found[-1] = (found[-1][0], int(reading.ends[until]))
@@ -74,7 +102,7 @@ def restarts_in(response: str, reading: Reading, threshold: float) -> list[tuple
         start = int(reading.starts[first])
         if not _WORD.search(response, 0, start) or polite(response[: min(start, 500)]):
             continue
-        until = _language_end(reading, first)
+        until = max(_language_end(reading, first), plain.get(first, first))
         found.append((start, int(reading.ends[until])))
     return [
         (start, end)
