@@ -50,7 +50,56 @@ def test_wording_nobody_fitted_on_does_not_get_worse() -> None:
     rows = []
     for name in ("restarts_test.jsonl", "restarts_test_2.jsonl", "restarts_test_3.jsonl"):
         rows += [json.loads(line) for line in RESTARTS.with_name(name).read_text(encoding="utf-8").splitlines()]
-    assert f1(rows) >= 0.945
+    assert f1(rows) >= 0.955
+
+
+STEPS = "First, loosen the wheel with a wrench. Then lift it out. "
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        "Wait, I will start again.",
+        "I'll start over.",
+        "Let me try that again:",
+        "Sorry. Hold on, let me begin anew.",
+        "Oops, I need to restart!",
+        "No, no, I'll redo this from the top.",
+        "I\u2019m going to start this over.",
+    ],
+)
+def test_a_plain_restart_opens_an_attempt_among_the_steps_of_instructions(phrase: str) -> None:
+    text = f"{STEPS}{phrase} First, turn the bicycle over on its saddle. Then take the wheel off."
+    prompt = "Can you explain how I can change a bicycle tire?"
+    assert [start for start, _, _ in split_attempts(text, prompt=prompt)][1:] == [len(STEPS)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "If you lose count, start over. Wait, then start again with the next row.",
+        "I will start again tomorrow with you. Then tighten the bolts.",
+        '"I will start again." So the story goes on to its end.',
+        "> I will start again.\n\nThat is what the letter says about it.",
+        "I will start the pump. Let me start by pressing the valve.",
+    ],
+)
+def test_the_same_words_of_others_and_of_plans_open_none(text: str) -> None:
+    assert restarts(STEPS + text) == []
+
+
+@pytest.mark.parametrize(
+    "salad",
+    [
+        "To begin, lean hose park park I'm park park park park park park fill clean the panes.",
+        "Now shave the soft yarn below the stupid stop! Now park the hose for the yarn template. Finally, brush the arches.",
+        "First, roll the layer Wait shred bothering shred bothering bothering sieve collar, turn the shred shred.",
+        "Now grind the beans to ah. After that, grind the quadratic with ties. Last of all, pour it through.",
+        "Warm seas plans the topic follows the hanged below while nears reef. Now move Proofread the three for Pro.",
+    ],
+)
+def test_word_salad_opens_none(salad: str) -> None:
+    assert restarts(salad) == []
 
 
 @pytest.mark.parametrize(
@@ -177,7 +226,7 @@ def test_a_neutral_sentence_changes_no_count() -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["ok, so, ", "wait, ", "let me please just ", "(", "'a ", '" a "', "那么 ", "Aa: b\n", "- no\n"]
+    "unit", ["ok, so, ", "wait, ", "let me please just ", "(", "'a ", '" a "', "那么 ", "Aa: b\n", "- no\n", ". no, wait, let me "]
 )
 def test_time_grows_no_faster_than_length(unit: str) -> None:
     def seconds(times: int) -> float:

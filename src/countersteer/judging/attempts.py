@@ -39,8 +39,9 @@ _PLAIN = re.compile(
 )
 """A sentence in which the writer says no more than that it begins again. The network is unsure of it among the steps of
 instructions, whose "wait" and "start again" are the reader's."""
-_DOUBT = 4.5
-"""Such a sentence begins an attempt though the network's log odds lie so far below its threshold."""
+_DOUBT, _RETOLD = 6.0, 160
+"""Such a sentence begins an attempt though the network's log odds lie so far below its threshold, unless a restart began
+so few characters before: then it is that restart's end."""
 _BRIDGED = 3
 """So many word pieces that are not restart language may lie inside it."""
 _APART = 4
@@ -95,7 +96,8 @@ def restarts_in(response: str, reading: Reading, threshold: float) -> list[tuple
     begins = reading.begins >= threshold
     begins[list(plain)] = True
     for first in np.flatnonzero(begins & reading.opens & own & worded).tolist():
-        if found and first <= until + _APART:
+        doubted = reading.begins[first] < threshold and found and reading.starts[first] < found[-1][0] + _RETOLD
+        if found and (first <= until + _APART or doubted):
             until = max(until, _language_end(reading, first))
             found[-1] = (found[-1][0], int(reading.ends[until]))
             continue
