@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 from torch import nn
 
 from countersteer.core.errors import InputError
-from countersteer.engines.embedded.adapter_record import AdapterRecord, read_adapter, require_model
+from countersteer.core.fingerprint import fingerprint
+from countersteer.engines.embedded.adapter_record import AdapterRecord, TextFacts, read_adapter, require_model
+from countersteer.engines.embedded.fingerprint import tokenizer_fingerprint
 from countersteer.engines.embedded.model import LoadedModel, verified
 
 
@@ -32,10 +35,24 @@ def shared_copy(module: nn.Module) -> Any:
     return made
 
 
+def text_facts(tokenizer: Any, template: str | None) -> TextFacts:
+    """What decides which tokens a conversation becomes, as an engine with this tokenizer describes it."""
+    chat = getattr(tokenizer, "chat_template", None)
+    return TextFacts(
+        None if tokenizer is None else tokenizer_fingerprint(tokenizer),
+        fingerprint([chat, template] if template else chat) if chat else None,
+        template,
+    )
+
+
+def _text(model: LoadedModel) -> TextFacts:
+    return TextFacts(model.tokenizer_hash, model.template_hash, model.template)
+
+
 def adapted(model: LoadedModel, folder: str | os.PathLike[str]) -> LoadedModel:
     """`model` with an adapter on it, verified like any model. Raises InputError or RefusedError."""
     record = read_adapter(folder)
-    require_model(record, model.fingerprint, name=model.name)
+    require_model(record, model.fingerprint, name=model.name, text=_text(model))
     if model.adapter is not None:
         raise InputError(f"model {model.name} carries an adapter already; give one")
     try:
@@ -50,8 +67,9 @@ def adapted(model: LoadedModel, folder: str | os.PathLike[str]) -> LoadedModel:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"cannot load adapter {record.folder}: {reason or type(error).__name__}") from error
     module = wrapped.get_base_model()
-    for name, parameter in module.named_parameters():
-        if "lora_" in name:
+    shared = {id(p) for p in model.module.parameters()}
+    for parameter in module.parameters():
+        if id(parameter) not in shared:
             parameter.data = parameter.data.to(model.device, model.dtype)
     made = verified(module, model.tokenizer, name=model.name, print_=model.fingerprint)
     return replace(made, adapter=record.fingerprint, template=model.template, date=model.date)
@@ -66,19 +84,21 @@ class Adapters:
         self.records: dict[str, AdapterRecord] = {}
         for name, folder in folders.items():
             record = read_adapter(folder)
-            require_model(record, model.fingerprint, name=model.name)
+            require_model(record, model.fingerprint, name=model.name, text=_text(model))
             self.records[name] = record
         self._model, self._make = model, make
         self._engines: dict[str, Any] = {}
+        self._lock = threading.Lock()
 
     def engine(self, name: str) -> Any:
         """The engine of an adapter. Raises InputError for one that was not loaded."""
         if name not in self.records:
             known = ", ".join(self.records) or "none"
             raise InputError(f"adapter {name!r} is not loaded (loaded: {known}); give it to load_engine(adapters=...)")
-        if name not in self._engines:
-            self._engines[name] = self._make(adapted(self._model, self.records[name].folder))
-        return self._engines[name]
+        with self._lock:  # two threads that use it first make one engine
+            if name not in self._engines:
+                self._engines[name] = self._make(adapted(self._model, self.records[name].folder))
+            return self._engines[name]
 
     def described(self) -> dict[str, Any]:
         """Plain facts by name."""
@@ -86,6 +106,7 @@ class Adapters:
 
     def close(self) -> None:
         """Close every engine that was made."""
-        for engine in self._engines.values():
-            engine.close()
-        self._engines.clear()
+        with self._lock:
+            for engine in self._engines.values():
+                engine.close()
+            self._engines.clear()
