@@ -34,7 +34,7 @@ def check_merge(
     record = read_adapter(adapter)
     if dtype is not None:
         parse_dtype(dtype)
-    return record, require_new(os.path.abspath(Path(out).expanduser()))
+    return record, require_new(os.path.abspath(out))
 
 
 def earlier(name: str) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def merge(base: Base, adapter: str | Path, out: str | Path, *, dtype: str | None
             _put(part, place)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return place
+    return Path(out)
 
 
 def _write(base: Base, record: AdapterRecord, part: Path, dtype: str | None) -> None:

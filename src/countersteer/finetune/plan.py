@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from countersteer.core.errors import CountersteerError
+from countersteer.core.errors import CountersteerError, InputError
 from countersteer.core.fingerprint import fingerprint as digest
 from countersteer.engines.embedded.adapter_record import RECORD, read_adapter
-from countersteer.finetune.examples import Dataset
+from countersteer.finetune.encode import Encoded
+from countersteer.finetune.examples import Dataset, Example
 from countersteer.finetune.mix import Mixture
 from countersteer.finetune.settings import TrainSettings
 
@@ -80,3 +81,13 @@ def tell_totals(out: Path, names: set[str], total: int, data: Dataset) -> None:
 
 def _total(facts: Mapping[str, Any]) -> int:
     return int(facts.get("examples", 0)) + int(facts.get("validation_examples", 0))
+
+
+def require_room(encoded: Sequence[Encoded], examples: Sequence[Example], positions: Any) -> None:
+    """Raise InputError for an example that is longer than a model has `positions` (if it says how many)."""
+    for tokens, example in zip(encoded, examples, strict=True):
+        if isinstance(positions, int) and len(tokens.ids) > positions:
+            raise InputError(
+                f"an example ({example.prompt!r}) is {len(tokens.ids)} tokens long, more than the model's {positions}"
+                " positions; leave it out, or shorten its answer"
+            )

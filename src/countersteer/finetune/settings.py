@@ -9,9 +9,7 @@ from typing import Any
 
 from countersteer.core.errors import InputError
 from countersteer.engines.embedded.text import TEMPLATES
-
-MAX_SEED = 2**32
-"""The first seed that numpy's generator, which trl seeds as well, does not take."""
+from countersteer.studies.schema_finetune import MAX_SEED
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from countersteer.finetune.settings import TrainSettings
 if TYPE_CHECKING:
     from countersteer.finetune.training import Base, Progress
 
-
+log = logging.getLogger(__name__)
 COLUMNS = ("input_ids", "labels", "example", "prompt_tokens")
 """What reaches the collator."""
 STEERED = "steered.json"
@@ -156,6 +157,11 @@ def _arguments(
     dtype = next(base.module.parameters()).dtype
     micro = settings.micro_batch or settings.batch
     steps = math.ceil(-(-count // settings.batch) * settings.epochs)
+    if settings.warmup >= steps:
+        log.warning(
+            "%d warm-up steps and %d steps in all: the learning rate does not reach its peak; lower warmup",
+            settings.warmup, steps,
+        )  # fmt: skip
     args = SFTConfig(
         output_dir=str(state),
         seed=seed,

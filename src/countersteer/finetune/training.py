@@ -38,7 +38,7 @@ from countersteer.finetune.examples import CORRECTION, Dataset, Example
 from countersteer.finetune.health import DivergedError, require_weights, saving
 from countersteer.finetune.merging import NEEDED, earlier, merge
 from countersteer.finetune.mix import Mixture, check_ratios, mix, total_for
-from countersteer.finetune.plan import Plan, tell_totals
+from countersteer.finetune.plan import Plan, require_room, tell_totals
 from countersteer.finetune.quiet import quiet
 from countersteer.finetune.settings import TrainSettings, check_seeds
 from countersteer.store.lock import FolderLock
@@ -200,13 +200,10 @@ def _encoded(
                        date=day)
             for part in (mixture.train, mixture.validation)
         )  # fmt: skip
-    room = getattr(text_config(model.module), "max_position_embeddings", None)
-    for encoded, example in zip((*examples, *held), (*mixture.train, *mixture.validation), strict=True):
-        if isinstance(room, int) and len(encoded.ids) > room:
-            raise InputError(
-                f"an example ({example.prompt!r}) is {len(encoded.ids)} tokens long, more than the model's {room}"
-                " positions; leave it out, or shorten its answer"
-            )
+    require_room(
+        [*examples, *held], [*mixture.train, *mixture.validation],
+        getattr(text_config(model.module), "max_position_embeddings", None),
+    )  # fmt: skip
     return examples, held
 
 

@@ -7,6 +7,7 @@ another model is refused. The adapter stays unmerged: a forward is the one that 
 from __future__ import annotations
 
 import copy
+import json
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -17,14 +18,18 @@ from torch import nn
 
 from countersteer.core.errors import InputError
 from countersteer.core.fingerprint import fingerprint
-from countersteer.engines.embedded.adapter_record import AdapterRecord, TextFacts, read_adapter, require_model
+from countersteer.engines.embedded.adapter_record import CONFIG, AdapterRecord, TextFacts, read_adapter, require_model
 from countersteer.engines.embedded.fingerprint import tokenizer_fingerprint
 from countersteer.engines.embedded.model import LoadedModel, verified
 
 
-def shared_copy(module: nn.Module) -> Any:
-    """A copy of a module's structure whose parameters and buffers are the very tensors of the original; no hooks."""
-    memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
+def shared_copy(module: nn.Module, *, biases: bool = True) -> Any:
+    """A copy of a module's structure whose parameters and buffers are the very tensors of the original; no hooks.
+
+    biases: whether the biases are the original's too; False gives them copies, for an adapter that brings its own.
+    """
+    parameters = (p for n, p in module.named_parameters() if biases or not n.endswith("bias"))
+    memo: dict[int, Any] = {id(t): t for t in (*parameters, *module.buffers())}
     made = copy.deepcopy(module, memo)
     for part in made.modules():
         for hooks in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs",
@@ -60,19 +65,25 @@ def adapted(model: LoadedModel, folder: str | os.PathLike[str]) -> LoadedModel:
     except ImportError:
         raise InputError("adapters need peft, which is not installed; pip install 'countersteer[finetune]'") from None
     try:
+        copied = shared_copy(model.module, biases=not _has_biases(record))
         wrapped: Any = PeftModel.from_pretrained(
-            shared_copy(model.module), str(record.folder), is_trainable=False, autocast_adapter_dtype=False
+            copied, str(record.folder), is_trainable=False, autocast_adapter_dtype=False
         )
     except Exception as error:  # peft and safetensors raise many kinds
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"cannot load adapter {record.folder}: {reason or type(error).__name__}") from error
     module = wrapped.get_base_model()
-    shared = {id(p) for p in model.module.parameters()}
-    for parameter in module.parameters():
-        if id(parameter) not in shared:
+    for name, parameter in module.named_parameters():
+        if "lora_" in name:
             parameter.data = parameter.data.to(model.device, model.dtype)
     made = verified(module, model.tokenizer, name=model.name, print_=model.fingerprint)
     return replace(made, adapter=record.fingerprint, template=model.template, date=model.date)
+
+
+def _has_biases(record: AdapterRecord) -> bool:
+    """Whether an adapter brings the model's biases with it: peft writes them over those of the model."""
+    config = json.loads((record.folder / CONFIG).read_text(encoding="utf-8"))
+    return config.get("bias") not in (None, "none")
 
 
 class Adapters:
