@@ -164,10 +164,10 @@ def test_validation_leaves_some_of_each_kind_and_says_when_there_is_none(caplog:
 
 
 def test_warm_up_that_outlasts_the_training_is_said(tmp_path: Path, caplog: Any) -> None:
-    run(tmp_path / "a", settings=dataclasses.replace(LESS, warmup=5))
+    run(tmp_path / "a", settings=dataclasses.replace(LESS, warmup=4))
     assert not caplog.records
-    facts = run(tmp_path / "b", settings=dataclasses.replace(LESS, warmup=6)).facts
-    assert f"6 warm-up steps and {facts['steps']} steps in all" in caplog.text
+    facts = run(tmp_path / "b", settings=dataclasses.replace(LESS, warmup=5)).facts
+    assert f"5 warm-up steps and {facts['steps']} steps in all" in caplog.text
 
 
 def test_the_libraries_say_nothing_themselves(tmp_path: Path, caplog: Any, monkeypatch: Any) -> None:
