@@ -124,7 +124,9 @@ def write_merged(folder: Path, record: AdapterRecord, model: str, *, before: Map
 
     `before`: what the folder of `model` says of an adapter that it holds already (`read_merged`).
     """
-    data = {"model": model, "model_fingerprint": record.model, "adapter": record.fingerprint}
+    data: dict[str, Any] = {
+        "model": model, "model_fingerprint": record.model, "adapter": record.fingerprint,
+    }  # fmt: skip
     data |= {k: record.facts[k] for k in ("ratio", "seed") if k in record.facts}
     data |= trained_on(before or {}, record.facts)
     if before:
