@@ -76,7 +76,7 @@ def _write(base: Base, record: AdapterRecord, part: Path, dtype: str | None) -> 
     with quiet():
         try:
             wrapped = PeftModel.from_pretrained(base.module, str(record.folder), autocast_adapter_dtype=False)
-            merged: Any = wrapped.merge_and_unload()  # type: ignore[operator]
+            merged: Any = wrapped.merge_and_unload()
         except CountersteerError:
             raise
         except Exception as error:  # peft and safetensors raise many kinds

@@ -43,12 +43,12 @@ class Plan:
             return True
         if facts.get("dtype") != self.settings.weights:
             return False
-        equal = (
+        equal = {
             digest({**self._rest, "settings": {**self.settings.decisive, "total": total, "dtype": dtype}})
             for total in (None, self.total)
             for dtype in {None, self.settings.dtype, self.settings.weights}
-        )
-        return facts.get("plan") in equal
+        }
+        return str(facts.get("plan")) in equal
 
     def differs(self, facts: Mapping[str, Any]) -> str:
         """What a finished adapter has that this plan has not, in words; "" if that is not known."""
