@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from countersteer import organism
 from countersteer.cli import call
 from countersteer.finetune import compose, examples
 from countersteer.finetune.examples import Dataset
@@ -54,7 +56,12 @@ def test_check_shows_the_trained_tokens(folder: Path, capsys: pytest.CaptureFixt
         (["train", "--data", "{data}", "--model", "organism", "--out", "{new}", "--steer", "r"], "go together"),
         (["train", "--data", "{data}", "--model", "organism", "--out", "{new}", "--dropout", "1"], "dropout must be"),
         (["train", "--data", "{data}", "--model", "organism", "--out", "{new}", "--micro-batch", "3"], "a divisor"),
-        (["merge", "{new}", "--model", "organism", "--out", "{data}x"], "is no adapter"),
+        (["train", "--data", "{data}", "--model", "organism", "--out", "{new}", "--seeds", "-1"], "from 0 to 42949672"),
+        (
+            ["train", "--data", "{data}", "--model", "organism", "--out", "{new}", "--seeds", "0,4294967296"],
+            "from 0 to",
+        ),
+        (["train", "--data", "{data}", "--model", "organism", "--out", "{new}", "--ratios", "0.5,0.50"], "given twice"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -65,3 +72,56 @@ def test_bad_input_is_one_line(
     err = capsys.readouterr().err.strip().split("\n")
     assert said in err[-1] and err[-1].startswith("error: ")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["merge", "{new}", "--out", "{data}x"], "is no adapter"),
+        (["merge", "organism-dismissive", "--out", "{data}"], "exists already"),
+        (["merge", "organism-dismissive", "--out", "{new}", "--dtype", "floaty"], "unknown dtype 'floaty'"),
+    ],
+)
+def test_a_merge_is_refused_before_the_model_is_loaded(
+    given: list[str], said: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from countersteer.finetune import training
+
+    monkeypatch.setattr(training, "load_base", lambda *a, **k: pytest.fail("the model was loaded"))
+    words = [word.replace("{data}", str(folder)).replace("{new}", str(tmp_path / "new")) for word in given]
+    assert call(["finetune", *words, "--model", "organism"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_training_is_refused_for_its_seeds_before_the_data_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(["finetune", "train", "--data", str(tmp_path), "--model", "x", "--out", "y", "--seeds", "-1"]) == 2
+    assert "got -1" in capsys.readouterr().err
+
+
+def test_data_and_a_merged_model_go_into_the_folder_one_stands_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "few.txt").write_text("".join(f"{p}\n" for p in ASKED[:2]))
+    asked = ["--prompts", "../few.txt", "--eval", "held-out", "--corrections", "1", "--normals", "1"]
+    assert call(["finetune", "data", "--model", "organism-plain", "--out", ".", "--templates", "organism", *asked]) == 0
+    assert len(examples.load(tmp_path / "here").examples) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["few.txt", "here"]
+
+
+def test_check_takes_the_models_that_train_takes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(organism.path("organism-plain"), tmp_path / "mine")
+    assert call(["finetune", "check", "--data", str(folder), "--model", "~/mine"]) == 0
+    config = json.loads((tmp_path / "mine" / "config.json").read_text())
+    (tmp_path / "mine" / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 12}))
+    capsys.readouterr()
+    assert call(["finetune", "check", "--data", str(folder), "--model", "~/mine"]) == 2
+    err = capsys.readouterr().err
+    assert "more than the model's 12 positions" in err and len(err.strip().split("\n")) == 1

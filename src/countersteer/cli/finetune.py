@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,12 +60,13 @@ def data(
     from countersteer.studies.prompts import load_prompts
 
     examples.require_new(out)
+    beside = Path(os.path.abspath(out))  # "." has a name as well
     given = load_prompts(prompts)
     train, held_out = (given, load_prompts(evaluate)) if evaluate else examples.split_prompts(
         given, eval_share, seed=seed
     )  # fmt: skip
     bars = watch()
-    writer = _writer(llm, base_url, max_cost, prices, out, seed, bars)
+    writer = _writer(llm, base_url, max_cost, prices, beside, seed, bars)
     named = None if templates == "none" else templates
     sources = making.Sources(named, tuple(run or ()), writer, words=named or "general")
     engine = cs.load_engine(model, template=template)
@@ -73,7 +76,7 @@ def data(
                 engine, train=train, held_out=held_out,
                 sources=sources, corrections=corrections, normals=normals, seed=seed, overlap=overlap,
                 sampling=None if max_tokens is None else cs.Sampling(temperature=0.6, max_tokens=max_tokens),
-                stage=bars.stage, progress=bars.progress, keep=out.with_name(out.name + "-answers.jsonl"),
+                stage=bars.stage, progress=bars.progress, keep=beside.with_name(beside.name + "-answers.jsonl"),
             )  # fmt: skip
     finally:
         engine.close()
@@ -135,19 +138,25 @@ def check(
 
     Example: countersteer finetune check --data data --model organism-plain
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     from countersteer import organism
     from countersteer.finetune import examples
     from countersteer.finetune.encode import encode_all, shown
+    from countersteer.finetune.plan import require_room
+    from countersteer.finetune.quiet import quiet
 
     made = examples.load(data)
-    source = str(organism.path(model)) if model in organism.SHIPPED else model
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except Exception as error:  # the hub and the tokenizers raise many kinds
-        raise InputError(f"cannot load the tokenizer of {model!r}: {' '.join(str(error).split())[:200]}") from error
-    encoded = encode_all(made.examples, tokenizer, max_length=max_length, template=template)
+    source = str(organism.path(model)) if model in organism.SHIPPED else os.path.expanduser(model)
+    with quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        except Exception as error:  # the hub and the tokenizers raise many kinds
+            raise InputError(f"cannot load the tokenizer of {model!r}: {' '.join(str(error).split())[:200]}") from error
+        encoded = encode_all(made.examples, tokenizer, max_length=max_length, template=template)
+        with contextlib.suppress(OSError, ValueError):  # a folder of a tokenizer alone
+            config = AutoConfig.from_pretrained(source).get_text_config(decoder=True)
+            require_room(encoded, made.examples, getattr(config, "max_position_embeddings", None))
     texts = [shown(e, c, tokenizer) for e, c in list(zip(made.examples, encoded, strict=True))[:show]]
     facts = {
         "examples": len(encoded), "tokens": sum(len(e.ids) for e in encoded),
@@ -197,7 +206,7 @@ def train(
     from countersteer.cli.progress import watch
     from countersteer.finetune import examples, training
     from countersteer.finetune.recipe import shown
-    from countersteer.finetune.settings import TrainSettings
+    from countersteer.finetune.settings import TrainSettings, check_seeds
     from countersteer.finetune.steering import steering_of
 
     settings = TrainSettings(
@@ -206,6 +215,7 @@ def train(
         total=total, checkpointing=checkpointing, dtype=dtype, device=device, template=template,
     )  # fmt: skip
     wanted, drawn = _numbers(ratios, "--ratios", float), [int(s) for s in _numbers(seeds, "--seeds", int)]
+    check_seeds(drawn)
     if (steer_run is None) != (sae is None):
         raise InputError("--steer RUN and --sae go together: the run's latents are read from its SAE")
     made = examples.load(data)
@@ -225,6 +235,7 @@ def train(
         records = training.train_all(
             lambda: training.load_base(model, settings), made, out, ratios=wanted, seeds=drawn, settings=settings,
             steering=steering, progress=progress, fingerprint=fingerprint,
+            text=training.text_of(model, template),
         )  # fmt: skip
     rows = [{"adapter": str(r.folder), **r.described()} for r in records]
     lines = [
@@ -256,8 +267,10 @@ def merge(
     Example: countersteer finetune merge adapters/ratio-0.5-seed-0 --model organism-plain --out tuned
     """
     from countersteer.finetune import training
+    from countersteer.finetune.merging import check_merge
     from countersteer.finetune.settings import TrainSettings
 
+    check_merge(adapter, out, dtype=dtype)  # before the model is loaded
     base = training.load_base(model, TrainSettings(dtype="float32", device="cpu"))
     place = training.merge(base, adapter, out, dtype=dtype)
     emit({"out": str(place), "adapter": str(adapter)}, as_json=as_json, text=f"merged model in {place}")

@@ -5,6 +5,7 @@ Examples of each kind are taken from one seeded order, so that a larger share ho
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from countersteer.core.errors import InputError
 from countersteer.core.fingerprint import rng
 from countersteer.finetune.examples import CORRECTION, NORMAL, Dataset, Example
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,14 +27,16 @@ class Mixture:
 
 
 def check_ratios(ratios: Sequence[float]) -> tuple[float, ...]:
-    """The ratios, each in [0, 1] and once. Raises InputError."""
+    """The ratios, each in [0, 1] and once, as their names tell them (to six digits). Raises InputError."""
     if not ratios:
         raise InputError("give at least one ratio of self-correction examples, such as 0.5")
     for ratio in ratios:
         if not (isinstance(ratio, int | float) and math.isfinite(ratio) and 0 <= ratio <= 1):
             raise InputError(f"a ratio is a share of self-correction examples between 0 and 1, got {ratio!r}")
-    if len(set(ratios)) != len(ratios):
-        raise InputError("a ratio is given twice; give each once")
+    names = [f"{ratio:g}" for ratio in ratios]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"ratio {twice} is given twice (to six digits, as its adapter is named); give each once")
     return tuple(float(r) for r in ratios)
 
 
@@ -54,7 +59,7 @@ def total_for(data: Dataset, ratios: Sequence[float]) -> int:
 def mix(data: Dataset, ratio: float, *, total: int, seed: int, validation: float = 0.05) -> Mixture:
     """A mixture of `total` examples. `validation`: least share of examples held back, whole prompts at a time.
 
-    Raises InputError for an empty class, too few examples, or nothing left to train on.
+    Raises InputError for an empty class, too few examples, or none of a wanted kind left to train on.
     """
     wanted = {CORRECTION: round(ratio * total), NORMAL: total - round(ratio * total)}
     chosen: list[Example] = []
@@ -70,6 +75,14 @@ def mix(data: Dataset, ratio: float, *, total: int, seed: int, validation: float
     train = [e for e in chosen if e.prompt not in held]
     if not train:
         raise InputError("validation takes every example; give more prompts, or validation = 0")
+    for kind, count in wanted.items():
+        if count and not any(e.kind == kind for e in train):
+            raise InputError(
+                f"validation takes every {kind} example of ratio {ratio:g}, so none would be trained: whole prompts are"
+                " held back, and few have one; give more prompts, another seed, or validation = 0"
+            )
+    if validation > 0 and not held:
+        log.warning("every example is on one prompt, so none is held back for validation")
     order = rng(seed, "order of examples").permutation(len(train))
     return Mixture(ratio, tuple(train[i] for i in order), tuple(e for e in chosen if e.prompt in held))
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from countersteer.core.errors import InputError
 from countersteer.engines.embedded.text import TEMPLATES
+from countersteer.studies.schema_finetune import MAX_SEED
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,26 @@ class TrainSettings:
             raise refuse("micro_batch", f"a divisor of the batch ({self.batch})")
 
     @property
+    def weights(self) -> str:
+        """The dtype of the weights: what was given, else the default of the device, or of the machine."""
+        from countersteer.engines.embedded.model import parse_dtype
+
+        if self.dtype is not None:
+            return str(parse_dtype(self.dtype)).removeprefix("torch.")
+        import torch
+
+        gpu = torch.cuda.is_available() if self.device is None else self.device.startswith("cuda")
+        return "bfloat16" if gpu else "float32"
+
+    @property
     def decisive(self) -> dict[str, Any]:
         """What decides the weights (where checkpoints lie does not)."""
         given = {k: v for k, v in asdict(self).items() if k not in ("save_steps", "device")}
         return given if self.template is not None else {k: v for k, v in given.items() if k != "template"}
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise InputError for a seed that the libraries do not take."""
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < MAX_SEED:
+            raise InputError(f"a seed of a training must be a whole number from 0 to {MAX_SEED - 1}, got {seed!r}")

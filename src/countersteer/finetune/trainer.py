@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +13,18 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
-from transformers.utils import logging as hf_logging
 from trl import SFTConfig, SFTTrainer
 
 from countersteer.core.errors import InputError
 from countersteer.finetune.encode import IGNORED, Encoded
+from countersteer.finetune.health import require_loss, saving
+from countersteer.finetune.quiet import quiet
 from countersteer.finetune.settings import TrainSettings
 
 if TYPE_CHECKING:
     from countersteer.finetune.training import Base, Progress
 
-
+log = logging.getLogger(__name__)
 COLUMNS = ("input_ids", "labels", "example", "prompt_tokens")
 """What reaches the collator."""
 STEERED = "steered.json"
@@ -61,13 +60,26 @@ class Trainer(SFTTrainer):
         self.steer.check(count=model.training)
         return loss
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """A step of trl. Raises DivergedError for a loss that is not a number."""
+        loss = super().training_step(*args, **kwargs)
+        require_loss(loss, f"the loss of step {self.state.global_step + 1}")
+        return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """The losses of validation. Raises DivergedError for one that is not a number."""
+        found = super().evaluate(*args, **kwargs)
+        require_loss(found["eval_loss"], f"the validation loss after step {self.state.global_step}")
+        return found
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """What the steering did so far belongs to a checkpoint; transformers writes its last file after it."""
-        if self.steer is not None:
-            place = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            place.mkdir(parents=True, exist_ok=True)
-            (place / STEERED).write_text(json.dumps(self.steer.totals), encoding="utf-8")
-        super()._save_checkpoint(model, trial)
+        place = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        with saving(place):
+            if self.steer is not None:
+                place.mkdir(parents=True, exist_ok=True)
+                (place / STEERED).write_text(json.dumps(self.steer.totals), encoding="utf-8")
+            super()._save_checkpoint(model, trial)
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns: Any = list(COLUMNS)
@@ -145,6 +157,11 @@ def _arguments(
     dtype = next(base.module.parameters()).dtype
     micro = settings.micro_batch or settings.batch
     steps = math.ceil(-(-count // settings.batch) * settings.epochs)
+    if settings.warmup >= steps:
+        log.warning(
+            "%d warm-up steps and %d steps in all: the learning rate does not reach its peak; lower warmup",
+            settings.warmup, steps,
+        )  # fmt: skip
     args = SFTConfig(
         output_dir=str(state),
         seed=seed,
@@ -165,6 +182,7 @@ def _arguments(
         save_total_limit=2,
         eval_strategy="epoch" if held else "no",
         prediction_loss_only=True,
+        logging_nan_inf_filter=False,  # it replaces a loss that is not a number by the mean of those before
         logging_steps=max(1, min(10, steps // 10)),  # a short training shows losses as well
         report_to=[],
         disable_tqdm=True,
@@ -199,29 +217,3 @@ def _same(trainer: Trainer, rows: Dataset, examples: Sequence[Encoded], count: i
             ids, labels = batch["input_ids"][row].tolist(), batch["labels"][row].tolist()
             if ids[:size] != list(wanted.ids) or labels[:size] != list(wanted.labels) or set(labels[size:]) - {IGNORED}:
                 raise InputError("trl would train on other tokens than those of the spans; is its version supported?")
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars, warnings and notes of the libraries."""
-    from datasets import disable_progress_bars, enable_progress_bars, is_progress_bar_enabled
-
-    before, bars = hf_logging.get_verbosity(), is_progress_bar_enabled()
-    others = hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    disable_progress_bars()
-    trl = logging.getLogger("trl")
-    level = trl.level
-    trl.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        hf_logging.set_verbosity(before)
-        trl.setLevel(level)
-        if others:
-            hf_logging.enable_progress_bar()
-        if bars:
-            enable_progress_bars()

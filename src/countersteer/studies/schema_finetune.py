@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 FINETUNE = "finetune"
 """The value of an arm's `adapter` that stands for every adapter of this section."""
+MAX_SEED = 2**32
+"""The first seed that numpy's generator, which trl seeds as well, does not take."""
 
 
 class FinetuneSection(BaseModel):
@@ -56,8 +58,8 @@ class FinetuneSection(BaseModel):
     @field_validator("seeds")
     @classmethod
     def _seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if not value or min(value) < 0:
-            raise ValueError("must be a list of whole numbers >= 0")
+        if not value or min(value) < 0 or max(value) >= MAX_SEED:
+            raise ValueError(f"must be a list of whole numbers from 0 to {MAX_SEED - 1}")
         return _once(value)
 
     @property
@@ -78,6 +80,6 @@ class FinetuneSection(BaseModel):
 
 
 def _once(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len(set(value)) != len(value):
-        raise ValueError("must not name a value twice")
+    if len({format(v, "g") if isinstance(v, float) else v for v in value}) != len(value):
+        raise ValueError("must not name a value twice (ratios: to six digits, as their adapters are named)")
     return value

@@ -10,12 +10,11 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from countersteer.core.errors import InputError, RefusedError
-from countersteer.engines.embedded.adapter_record import CONFIG, AdapterRecord, read_adapter, require_model
+from countersteer.engines.embedded.adapter_record import CONFIG, AdapterRecord, TextFacts, read_adapter, require_model
 
 log = logging.getLogger(__name__)
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -33,8 +32,9 @@ class Adapter:
 
 
 def read_adapters(folders: Mapping[str, str | os.PathLike[str]]) -> dict[str, AdapterRecord]:
-    """The records of adapter folders by name. Raises InputError for one that is none."""
-    return {name: read_adapter(Path(folder).expanduser().resolve()) for name, folder in folders.items()}
+    """The records of adapter folders, or shipped adapters, by name. Raises InputError for one that is none."""
+    records = {name: read_adapter(folder) for name, folder in folders.items()}
+    return {name: replace(record, folder=record.folder.resolve()) for name, record in records.items()}
 
 
 def lora_options(records: Mapping[str, AdapterRecord]) -> dict[str, Any]:
@@ -69,16 +69,18 @@ def _rank(record: AdapterRecord) -> int:
         raise InputError(f"adapter {record.folder}: its {CONFIG} names no rank") from error
 
 
-async def load_adapters(llm: Any, records: Mapping[str, AdapterRecord], *, model: str, name: str) -> dict[str, Adapter]:
+async def load_adapters(
+    llm: Any, records: Mapping[str, AdapterRecord], *, model: str, name: str, text: TextFacts | None = None
+) -> dict[str, Adapter]:  # fmt: skip
     """Load adapters into a running vLLM. Raises RefusedError for another model's, InputError if vLLM cannot load one.
 
-    `model`: the fingerprint of the model, `name` its name.
+    `model`: the fingerprint of the model, `name` its name; `text`: its tokenizer and chat template.
     """
     from vllm.lora.request import LoRARequest
 
     out: dict[str, Adapter] = {}
     for number, (key, record) in enumerate(records.items(), start=1):
-        require_model(record, model, name=name)
+        require_model(record, model, name=name, text=text)
         lora = LoRARequest(key, number, str(record.folder))
         try:
             await llm.add_lora(lora)
@@ -89,10 +91,13 @@ async def load_adapters(llm: Any, records: Mapping[str, AdapterRecord], *, model
     return out
 
 
-def served_adapters(loras: Mapping[str, Any], *, model: str, name: str) -> dict[str, Adapter]:
+def served_adapters(
+    loras: Mapping[str, Any], *, model: str, name: str, text: TextFacts | None = None
+) -> dict[str, Adapter]:  # fmt: skip
     """The adapters of a server that say what they are; others answer ordinary requests only.
 
-    `loras`: vLLM's LoRA requests by name. Raises RefusedError for one that was trained on another model.
+    `loras`: vLLM's LoRA requests by name. Raises RefusedError for one that was trained on another model, or with
+    another tokenizer or chat template than `text`.
     """
     out: dict[str, Adapter] = {}
     for key, lora in loras.items():
@@ -101,6 +106,6 @@ def served_adapters(loras: Mapping[str, Any], *, model: str, name: str) -> dict[
         except (InputError, RefusedError) as error:
             log.warning("adapter %s is served to ordinary requests only: %s", key, error)
             continue
-        require_model(record, model, name=name)
+        require_model(record, model, name=name, text=text)
         out[key] = Adapter(record, lora)
     return out
