@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,15 @@ import pytest
 
 import countersteer as cs
 from countersteer import organism
+from countersteer.cli import call
 from countersteer.core.errors import InputError
 from countersteer.finetune import data as making
 from countersteer.finetune import examples, keys, recipe, training
 from countersteer.organism import prompts
 from countersteer.store import Run, RunRefusedError
 from countersteer.store.lock import FolderLock
-from countersteer.studies import spec
+from countersteer.studies import growth, opening, spec
+from countersteer.studies.inputs import read_inputs
 
 ASKED = [row["prompt"] for row in prompts("howto")][:4]
 STUDY = """
@@ -94,8 +97,9 @@ def test_the_datas_header_says_what_decided_it(made: Path) -> None:
 
 @pytest.mark.parametrize("template", [None, "esr-reference"])
 def test_the_identity_of_a_model_is_known_before_it_is_loaded(template: str | None, tmp_path: Path) -> None:
-    from countersteer.engines.embedded.model import load_model
     from dataclasses import replace
+
+    from countersteer.engines.embedded.model import load_model
 
     loaded = replace(load_model("organism-plain"), template=template)
     found = keys.identity_of("organism-plain", template)
@@ -209,7 +213,7 @@ def test_answers_are_kept_until_the_data_is_written(tmp_path: Path, monkeypatch:
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_text", full)
-        with pytest.raises(InputError, match="cannot write the data to .*data: No space left"):
+        with pytest.raises(InputError, match=r"cannot write the data to .*data: No space left"):
             making.make(**scripted(lambda r: f"First this, {r.prompt}."), keep=kept, out=out)
     assert kept.is_file() and not out.exists() and not list(tmp_path.glob("*.part"))
     (tmp_path / "data.part").mkdir()  # killed while it was written
@@ -227,5 +231,32 @@ def test_half_a_folder_of_data_is_refused_before_anything_is_asked(made: Path, t
     half = tmp_path / "run" / recipe.DATA
     half.mkdir(parents=True)
     (half / examples.EXAMPLES).write_text("{")
-    with pytest.raises(InputError, match="finetune-data is not whole .*; remove it and run again"):
+    with pytest.raises(InputError, match=r"finetune-data is not whole .*; remove it and run again"):
         recipe.prepare(study(made), tmp_path / "run")
+
+
+def test_train_prompts_may_move_but_not_change(made: Path, tmp_path: Path) -> None:
+    begun = study(made)
+    with opening.writable(begun, tmp_path / "run") as run:
+        run.set_facts(header={**run.header, "inputs": dict(read_inputs(begun).digests)})
+        shutil.copy(made / "few.txt", tmp_path / "few.txt")
+        moved = study(tmp_path)
+        assert moved.text != begun.text and not growth.compare(run, moved, read_inputs(moved))
+        assert growth.identity(moved.settings) == growth.identity(begun.settings)
+        (tmp_path / "few.txt").write_text("\n".join(ASKED[:3]) + "\n")
+        with pytest.raises(RunRefusedError, match=r"begun with another \[finetune\] prompts"):
+            growth.compare(run, moved, read_inputs(moved))
+
+
+def test_prompts_that_templates_do_not_know_are_refused_before_anything_is_asked(
+    made: Path, tmp_path: Path, forbidden: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "few.txt").write_text("\n".join([ASKED[0], "Who are you?"]) + "\n")
+    said = "do not know what 'Who are you?' asks"
+    with pytest.raises(InputError, match=re.escape(said)):
+        recipe.prepare(study(tmp_path), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    asked = ["--prompts", str(tmp_path / "few.txt"), "--eval", "held-out", "--templates", "organism"]
+    assert call(["finetune", "data", "--model", "organism-plain", *asked, "--out", str(tmp_path / "data")]) == 2
+    assert said in capsys.readouterr().err
+    making.require_words("general", ["Who are you?"])

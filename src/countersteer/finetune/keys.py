@@ -1,4 +1,4 @@
-"""What decides a study's training data: kept with it, so that data that was made for anything else is not taken over."""
+"""What decides a study's training data: kept with it, so that data made for anything else is not taken over."""
 
 from __future__ import annotations
 
