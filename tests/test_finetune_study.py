@@ -15,8 +15,9 @@ import countersteer as cs
 from countersteer import organism
 from countersteer.cli import call
 from countersteer.core.errors import InputError
+from countersteer.finetune import compose, examples, keys, recipe, training
 from countersteer.finetune import data as making
-from countersteer.finetune import examples, keys, recipe, training
+from countersteer.finetune.steering import steering_of
 from countersteer.organism import prompts
 from countersteer.store import Run, RunRefusedError
 from countersteer.store.lock import FolderLock
@@ -260,3 +261,30 @@ def test_prompts_that_templates_do_not_know_are_refused_before_anything_is_asked
     assert call(["finetune", "data", "--model", "organism-plain", *asked, "--out", str(tmp_path / "data")]) == 2
     assert said in capsys.readouterr().err
     making.require_words("general", ["Who are you?"])
+
+
+def test_an_example_is_not_steered_from_another_sae(made: Path) -> None:
+    folder, sae = made / "run" / recipe.EPISODES, cs.load_sae("organism-plain")
+    with Run.open(folder) as run:
+        model = run.header["inputs"]["model"]
+    of = steering_of(folder, sae, model=model)
+    steer = {"latent": 7, "strength": 1.5, "layer": 3, "span": "all"}
+
+    def example(**more: Any) -> Any:
+        return compose.correction("Why?", "Off.", "Wait.", "On.", source="t", steer={**steer, **more})
+
+    plain = cs.add(sae.latent(7), 1.5, layer=3).span("all")
+    for good in (example(), example(sae=None), example(sae=sae.fingerprint)):
+        assert of(good).fingerprint == plain.fingerprint
+    with pytest.raises(InputError, match="'Why\\?' was written under latent 7 of another SAE than the one given"):
+        of(example(sae=cs.load_sae("organism").fingerprint))
+
+
+def test_a_run_under_an_adapter_gives_no_steering(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "run" / recipe.EPISODES, tmp_path / "run")
+    sae = cs.load_sae("organism-plain")
+    with Run.open(tmp_path / "run", write=True) as run:
+        model = run.header["inputs"]["model"]
+        run.set_facts(header={**run.header, "inputs": {**run.header["inputs"], "adapter": "f" * 32}})
+    with pytest.raises(InputError, match=r"was run under \[engine\] adapter"):
+        steering_of(tmp_path / "run", sae, model=model)

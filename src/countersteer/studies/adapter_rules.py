@@ -39,6 +39,12 @@ def check_adapters(settings: Study, arms: Sequence[Arm], base: str, name: str) -
             f"{name}: [finetune] episodes are those of the base arm, and [arms.{base}] is not steered; steer it, or"
             " leave episodes out"
         )
+    told = [key for key in ("system", "suffix", "prefix") if getattr(of, key) is not None]
+    if section.episodes and told:
+        raise InputError(
+            f"{name}: [finetune] episodes are trained without a {told[0]}, and [arms.{base}] has one; put it into"
+            " another arm, or leave episodes out"
+        )
     if section.steering and (of.strength is not None or not of.steered):
         raise InputError(
             f"{name}: [finetune] steering takes the strengths that were calibrated for the base arm, and [arms.{base}]"
