@@ -288,3 +288,15 @@ def test_a_run_under_an_adapter_gives_no_steering(made: Path, tmp_path: Path) ->
         run.set_facts(header={**run.header, "inputs": {**run.header["inputs"], "adapter": "f" * 32}})
     with pytest.raises(InputError, match=r"was run under \[engine\] adapter"):
         steering_of(tmp_path / "run", sae, model=model)
+
+
+def test_a_shard_does_not_train_adapters_of_its_own(
+    made: Path, tmp_path: Path, forbidden: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "small.toml").write_text(study(made).text)
+    asked = ["run", str(tmp_path / "small.toml"), "--shard", "1/2", "--out"]
+    assert call([*asked, str(tmp_path / "one")]) == 2
+    said = capsys.readouterr().err
+    assert "--shard of a study with [finetune]" in said and "every shard would train its own" in said
+    assert not (tmp_path / "one").exists()
+    recipe.require_trained(study(made), made / "run")

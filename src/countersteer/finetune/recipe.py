@@ -14,7 +14,7 @@ from typing import Any
 
 import tomli_w
 
-from countersteer.core.errors import InputError
+from countersteer.core.errors import InputError, RefusedError
 from countersteer.engines.embedded.adapter_record import RECORD
 from countersteer.finetune import data as making
 from countersteer.finetune import examples, keys
@@ -76,6 +76,19 @@ def prepare(
     finally:
         lock.release()
     return wanted
+
+
+def require_trained(spec: Spec, out: str | Path) -> None:
+    """Raise RefusedError unless the adapters of a study are in `out`: a shard does not train its own."""
+    section = spec.settings.finetune
+    names = () if section is None else section.adapters.values()
+    if not all((Path(out) / ADAPTERS / name / RECORD).is_file() for name in names):
+        raise RefusedError(
+            f"--shard of a study with [finetune], whose adapters are not in {Path(out) / ADAPTERS} yet",
+            "every shard would train its own",
+            f"training them once without --shard, then naming their folders in arms, or copying {DATA}, {EPISODES} and"
+            f" {ADAPTERS} into the folder of each shard",
+        )
 
 
 def spent(out: str | Path) -> float:
