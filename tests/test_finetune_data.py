@@ -125,6 +125,13 @@ def test_what_the_folder_is_blamed_for_is_in_the_file_that_is_named(tmp_path: Pa
                 examples.load(folder)
 
 
+@pytest.mark.parametrize("sae", [{}, {"sae": None}, {"sae": "f" * 32}])
+def test_an_examples_steering_comes_back(sae: dict[str, Any], tmp_path: Path) -> None:
+    steer = {"latent": 3, "strength": -2, "layer": 0, "span": "all", **sae}
+    one = compose.correction("Why?", "Off.", "Wait.", "On.", source="t", steer=steer)
+    assert examples.load(examples.save(Dataset((one,), ("Why?",), ()), tmp_path / "data")).examples == (one,)
+
+
 def test_half_a_character_is_refused_before_it_is_trained_on_or_saved() -> None:
     for parts in (("a \ud83d b.", "Wait.", "On."), ("Off.", "Wait.", "\udc00.")):
         with pytest.raises(InputError, match="an example's answer holds half a character"):

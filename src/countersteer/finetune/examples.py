@@ -159,7 +159,7 @@ def _steer(data: Any) -> Mapping[str, Any] | None:
     if data is None:
         return None
     kinds = {"latent": int, "strength": (int, float), "layer": int, "span": str}
-    if not isinstance(data, dict) or not isinstance(data.get("sae", ""), str):
+    if not isinstance(data, dict) or not isinstance(data.get("sae") or "", str):
         raise InputError(f'"steer" must be an object such as {{"latent": 3, ...}}, got {str(data)[:60]!r}')
     for name, kind in kinds.items():
         value = data.get(name)
