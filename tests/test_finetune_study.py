@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import shutil
@@ -300,3 +301,21 @@ def test_a_shard_does_not_train_adapters_of_its_own(
     assert "--shard of a study with [finetune]" in said and "every shard would train its own" in said
     assert not (tmp_path / "one").exists()
     recipe.require_trained(study(made), made / "run")
+
+
+def test_prompts_of_the_data_tell_the_day_of_its_episodes(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(made / "run" / recipe.EPISODES, tmp_path / "run" / recipe.EPISODES)
+    with Run.open(tmp_path / "run" / recipe.EPISODES, write=True) as run:
+        engine = {**run.header["engine"], "date": "2024-07-26"}
+        run.set_facts(header={**run.header, "engine": engine})
+
+    def load(*_: Any, date: str | None = None, **__: Any) -> Any:
+        raise InputError(f"loaded on {date}")
+
+    monkeypatch.setattr(cs, "load_engine", load)
+    with pytest.raises(InputError, match="loaded on 2024-07-26"):
+        recipe.prepare(study(made), tmp_path / "run")
+    today = (datetime.date.today() - datetime.timedelta(days=1)).isoformat()
+    assert recipe._day(tmp_path) > today, "no episodes: the day it is"
