@@ -158,11 +158,11 @@ def _steer(data: Any) -> Mapping[str, Any] | None:
     """The steering of an example as a file gives it. Raises InputError."""
     if data is None:
         return None
-    kinds = {"latent": int, "strength": (int, float), "layer": int, "span": str}
+    kinds: dict[str, Any] = {"latent": int, "strength": (int, float), "layer": int, "span": str}
     if not isinstance(data, dict) or not isinstance(data.get("sae") or "", str):
         raise InputError(f'"steer" must be an object such as {{"latent": 3, ...}}, got {str(data)[:60]!r}')
     for name, kind in kinds.items():
-        value = data.get(name)
+        value: Any = data.get(name)
         good = isinstance(value, kind) and not isinstance(value, bool)
         if not good or (kind is int and value < 0) or not math.isfinite(value if kind is not str else 0):
             raise InputError(f'"steer" needs "{name}", {_STEER[name]}; got {value!r}')
