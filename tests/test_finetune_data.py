@@ -100,12 +100,51 @@ def test_a_folder_keeps_everything_and_says_where_it_is_wrong(tmp_path: Path) ->
         (lines[2].replace("[0, ", "[-1, "), "line 3: span"),
         (lines[2].replace('"spans": [[', '"spans": [["x", '), 'line 3: "spans" must be'),
         (lines[2][:-3], "line 3: "),
+        (lines[2].replace('"end": true', '"end": "false"'), "line 3: \"end\" must be true or false, got 'false'"),
+        (lines[2][:-1] + ', "steer": "abc"}', 'line 3: "steer" must be an object'),
+        (lines[2][:-1] + ', "steer": {"latent": 3}}', 'line 3: "steer" needs "strength", a number; got None'),
+        (lines[2][:-1] + ', "steer": {"latent": "3", "strength": 1}}', 'line 3: "steer" needs "latent", a whole'),
+        (lines[2].replace("Answer", "\\ud83d Answer"), "line 3: an example's answer holds half a character"),
     ):
         (folder / "examples.jsonl").write_text("\n".join([*lines[:2], broken, *lines[3:]]))
         with pytest.raises(InputError, match=said):
             examples.load(folder)
     with pytest.raises(InputError, match="no folder of training data"):
         examples.load(tmp_path)
+
+
+def test_what_the_folder_is_blamed_for_is_in_the_file_that_is_named(tmp_path: Path) -> None:
+    made = small()
+    folder = examples.save(made, tmp_path / "data")
+    for name in ("data.json", "examples.jsonl"):
+        good = (folder / name).read_bytes()
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + good)
+        assert examples.load(folder) == made, "a byte order mark"
+        (folder / name).write_bytes(good[:9] + b"\xff" + good[9:])
+        with pytest.raises(InputError, match=rf"{name} is not UTF-8 \(byte 9\)"):
+            examples.load(folder)
+        (folder / name).write_bytes(good)
+    header = json.loads((folder / "data.json").read_text())
+    for side in ("train_prompts", "eval_prompts"):
+        for wrong in (None, "Why?", [3]):
+            (folder / "data.json").write_text(json.dumps({**header, side: wrong}))
+            with pytest.raises(InputError, match=f'data.json: "{side}" must be a list of texts'):
+                examples.load(folder)
+
+
+@pytest.mark.parametrize("sae", [{}, {"sae": None}, {"sae": "f" * 32}])
+def test_an_examples_steering_comes_back(sae: dict[str, Any], tmp_path: Path) -> None:
+    steer = {"latent": 3, "strength": -2, "layer": 0, "span": "all", **sae}
+    one = compose.correction("Why?", "Off.", "Wait.", "On.", source="t", steer=steer)
+    assert examples.load(examples.save(Dataset((one,), ("Why?",), ()), tmp_path / "data")).examples == (one,)
+
+
+def test_half_a_character_is_refused_before_it_is_trained_on_or_saved() -> None:
+    for parts in (("a \ud83d b.", "Wait.", "On."), ("Off.", "Wait.", "\udc00.")):
+        with pytest.raises(InputError, match="an example's answer holds half a character"):
+            compose.correction("Why?", *parts, source="t")
+    with pytest.raises(InputError, match="a prompt holds half a character"):
+        Dataset((), ("Why\ud800?",), ())
 
 
 def test_prompts_on_both_sides_are_refused_unless_it_is_meant() -> None:

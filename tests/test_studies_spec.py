@@ -13,6 +13,7 @@ from countersteer.studies import spec
 from countersteer.studies.prompts import load_prompts
 
 BASE = '[study]\nmodel = "organism"\nsae = "organism"\n[arms.base]\n'
+TUNED = '[arms.tuned]\nadapter = "finetune"\n'
 
 
 def test_resolved_study_is_complete_and_resolves_to_itself() -> None:
@@ -112,6 +113,14 @@ BAD = {
     BASE + '[judge]\nmodel = "openai/gpt"\nrubric = "trait"': "[judge] rubric must be of the kind attempts",
     BASE + '[arms.x]\nadapter = "finetune"': "needs a [finetune] section",
     BASE.replace("[arms.base]\n", '[arms.base]\nadapter = "a"\n'): "the base arm, which takes no adapter",
+    BASE + "[finetune]\n": "trains adapters that no arm measures",
+    BASE + '[engine]\nadapter = "a"\n[arms.x]\nadapter = "b"': "[engine] adapter is under every arm, and [arms.x] has",
+    BASE + TUNED + '[finetune]\n[engine]\nadapter = "a"': "[finetune] with [engine] adapter would train",
+    BASE + "strength = 0\n" + TUNED + "[finetune]\nepisodes = true": "[arms.base] is not steered; steer it, or",
+    BASE + "strength_scale = 0\n" + TUNED + "[finetune]\nepisodes = true": "[arms.base] is not steered",
+    BASE + 'system = "Hi."\n' + TUNED + "[finetune]\nepisodes = true": "[arms.base] has one; put it into",
+    BASE + 'meta_prompt = "focus"\n' + TUNED + "[finetune]\nepisodes = true": "are trained without a suffix",
+    BASE + "strength = 3\n" + TUNED + "[finetune]\nsteering = true": "[arms.base] has its own; leave that out",
     BASE + "[finetune]\nratios = [1.2]": "shares of self-correction examples between 0 and 1",
     BASE + "[finetune]\nratio = [0.5]": "unknown key 'ratio' in [finetune] (did you mean 'ratios'?); known: ",
     BASE + "[arms.x]\nclamp = { random = 3, set = 2 }": "unknown key 'set' (did you mean 'sets'?)",
@@ -152,6 +161,37 @@ def test_paths_are_meant_from_the_study_file(tmp_path: Path) -> None:
     settings = spec.load(study).settings
     assert settings.trials.prompts == str(tmp_path / "p.txt") and settings.study.sae == str(tmp_path / "sae")
     assert settings.study.model == "organism"
+
+
+def test_files_without_a_dot_are_meant_from_the_study_file_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tuned", "finetune", "ratio-0.5-seed-0", "elsewhere"):
+        (tmp_path / name).mkdir()
+    for name in ("mine", "few.txt", "howto", "detectors", "latents"):
+        (tmp_path / name).write_text("1\n")
+    arms = """
+[arms.a]
+adapter = "tuned"
+prompts = "mine"
+clamp = "latents"
+[arms.b]
+adapter = "finetune"
+clamp = "detectors"
+prompts = "howto"
+[arms.c]
+adapter = "ratio-0.5-seed-0"
+"""
+    text = BASE + arms + '[finetune]\nprompts = "few.txt"\nratios = [0.5]\n[trials]\nprompts = "mine"\n'
+    (tmp_path / "study.toml").write_text(text)
+    for place in (tmp_path, tmp_path / "elsewhere"):
+        monkeypatch.chdir(place)
+        settings = spec.load(tmp_path / "study.toml").settings
+        assert settings.finetune is not None and settings.finetune.prompts == str(tmp_path / "few.txt")
+        assert settings.trials.prompts == str(tmp_path / "mine")
+        a, b, c = (settings.arms[name] for name in "abc")
+        assert (a.adapter, a.prompts, a.clamp) == tuple(str(tmp_path / n) for n in ("tuned", "mine", "latents"))
+        assert (b.adapter, b.prompts, b.clamp, c.adapter) == ("finetune", "howto", "detectors", "ratio-0.5-seed-0")
+    near = BASE + TUNED + '[finetune]\nprompts = "howto"\n'
+    assert spec.parse(near, folder=tmp_path).settings.finetune.prompts == "howto"  # type: ignore[union-attr]
 
 
 def test_study_file_problems(tmp_path: Path) -> None:

@@ -75,6 +75,8 @@ def _run(study: str, out: Path, *, as_json: bool, in_flight: int = 64, **more: A
             if loaded.settings.finetune is not None:
                 from countersteer.finetune import recipe
 
+                if more.get("shard") is not None:
+                    recipe.require_trained(loaded, out)
                 recipe.prepare(loaded, out, observer=observer, options=more.get("options"))
                 if more.get("options") is not None:  # one cap for both
                     more["options"] = replace(more["options"], spent_before=recipe.spent(out))

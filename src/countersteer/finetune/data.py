@@ -7,11 +7,14 @@ parts; where a source gives fewer than its part, the others fill up.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from countersteer import __version__
 from countersteer.core.errors import InputError
@@ -19,9 +22,11 @@ from countersteer.core.request import Request, Sampling
 from countersteer.finetune.answers import Kept, each_prompt, normal_examples, own_answers
 from countersteer.finetune.compose import normal
 from countersteer.finetune.encode import Encoder
-from countersteer.finetune.examples import Dataset, Example
+from countersteer.finetune.examples import Dataset, Example, require_new, save
 from countersteer.finetune.own_episodes import from_run, require_usable
 from countersteer.finetune.templates import from_templates, templates
+from countersteer.store.errors import one_line
+from countersteer.store.lock import FolderLock
 
 log = logging.getLogger(__name__)
 CORRECTIONS, NORMALS = 918, 760
@@ -63,18 +68,57 @@ def make(
     engine: Any, *, train: Sequence[str], held_out: Sequence[str], sources: Sources, corrections: int = CORRECTIONS,
     normals: int = NORMALS, seed: int = 0, overlap: bool = False, sampling: Sampling | None = None,
     stage: Callable[[str, int | None], None] | None = None, progress: Callable[[int, int], None] | None = None,
-    keep: Path | None = None,
+    keep: Path | None = None, out: Path | None = None, facts: Mapping[str, Any] | None = None,
 ) -> Dataset:  # fmt: skip
     """A data set for the engine's model. Raises InputError for an overlapping split or an empty class.
 
     `sampling`: of the model's own answers (default: temperature 0.6 and 512 tokens, or as many as fit). `keep`: a file
-    for answers while they come, so that an interrupted call asks only for the rest; removed in the end. RefusedError
-    for answers that the model's chat template does not keep, when the first of them is there.
+    for answers while they come, so that an interrupted call asks only for the rest; removed in the end; RunRefusedError
+    while another call works with it. `out`: the folder to save the data in, before the kept answers are removed.
+    `facts`: more for the data's header. RefusedError for answers that the model's chat template does not keep, when the
+    first of them is there.
     """
+    if out is not None:
+        require_new(out)
+    with nullcontext() if keep is None else _alone(keep):
+        made = _make(
+            engine, train=train, held_out=held_out, sources=sources, corrections=corrections, normals=normals,
+            seed=seed, overlap=overlap, sampling=sampling, stage=stage, progress=progress, keep=keep,
+        )  # fmt: skip
+        made = replace(made, facts={**made.facts, **(facts or {})})
+        if out is not None:
+            save(made, out)
+        if keep is not None:
+            keep.unlink(missing_ok=True)
+    return made
+
+
+@contextmanager
+def _alone(keep: Path) -> Iterator[None]:
+    """Hold a file of kept answers for this call. Raises RunRefusedError while another call holds it."""
+    place = keep.with_name(keep.name + ".lock")
+    with one_line(place, "make"):
+        place.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(place)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            lock.path.unlink()
+            place.rmdir()
+        lock.release()
+
+
+def _make(
+    engine: Any, *, train: Sequence[str], held_out: Sequence[str], sources: Sources, corrections: int, normals: int,
+    seed: int, overlap: bool, sampling: Sampling | None, stage: Callable[[str, int | None], None] | None,
+    progress: Callable[[int, int], None] | None, keep: Path | None,
+) -> Dataset:  # fmt: skip
     if corrections < 0 or normals < 0 or not corrections + normals:
         raise InputError(f"numbers of examples must be >= 0 and not both 0, got {corrections} and {normals}")
     Dataset((), tuple(train), tuple(held_out), overlap=overlap)  # refuses an overlap before anything is generated
-    templates(sources.templates or sources.words)
+    if corrections and (sources.templates is not None or sources.runs):
+        require_words(sources.templates or sources.words, train)
     for run in sources.runs:
         require_usable(run, model=engine.model_fingerprint)
     sampling = sampling or _sampling(engine, train)
@@ -90,9 +134,12 @@ def make(
     if stage is not None:
         stage("corrections", None)
     made = _corrections(engine, train, answers, sources, corrections, seed) if corrections else []
+    described = engine.describe()
     facts = {
         "countersteer": __version__, "model_fingerprint": engine.model_fingerprint, "seed": seed,
-        "sampling": {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens},
+        "sampling": plain(sampling), "template": described.get("template"),
+        "template_hash": described.get("template_hash"), "tokenizer_hash": described.get("tokenizer"),
+        **({"date": described["date"]} if described.get("date") else {}),
         "sources": {"templates": sources.templates, "runs": [str(run) for run in sources.runs],
                     "language_model": None if sources.writer is None else sources.writer.described()},
     }  # fmt: skip
@@ -100,9 +147,19 @@ def make(
     if encode is not None:
         for example in examples:
             encode(example)
-    if keep is not None:
-        keep.unlink(missing_ok=True)
     return Dataset(examples, tuple(train), tuple(held_out), facts, overlap)
+
+
+def require_words(name: str, prompts: Sequence[str]) -> None:
+    """Raise InputError for templates that do not exist, or do not know what one of the prompts asks."""
+    which = templates(name)
+    for prompt in prompts:
+        which.acknowledgement(prompt, np.random.default_rng(0))
+
+
+def plain(sampling: Sampling) -> dict[str, Any]:
+    """A sampling as a file keeps it, without its seed, which every answer has its own of."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(sampling).items() if k != "seed"}
 
 
 def _sampling(engine: Any, prompts: Sequence[str]) -> Sampling:

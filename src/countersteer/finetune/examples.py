@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +47,8 @@ class Example:
     def __post_init__(self) -> None:
         if not self.prompt.strip() or not self.answer.strip():
             raise InputError("an example needs a prompt and an answer with words in them")
+        for name in ("prompt", "answer", "system", "source"):
+            _require_text(getattr(self, name) or "", f"an example's {name}")
         if self.kind not in (CORRECTION, NORMAL):
             raise InputError(f"an example's kind is {CORRECTION!r} or {NORMAL!r}, got {self.kind!r}")
         if not self.spans:
@@ -89,6 +93,8 @@ class Example:
             isinstance(s, list) and len(s) == 2 and all(type(v) is int for v in s) for s in spans
         ):
             raise InputError('"spans" must be a list of [start, stop] in characters of the answer')
+        if not isinstance(data.get("end", True), bool):
+            raise InputError(f'"end" must be true or false, got {data["end"]!r}')
         return Example(
             prompt=texts[-2],
             answer=texts[-1],
@@ -96,8 +102,8 @@ class Example:
             kind=str(data.get("kind")),
             source=str(data.get("source", "file")),
             system=texts[0] if len(texts) == 3 else None,
-            end=bool(data.get("end", True)),
-            steer=data.get("steer"),
+            end=data.get("end", True),
+            steer=_steer(data.get("steer")),
         )
 
 
@@ -121,6 +127,8 @@ class Dataset:
                 f"{len(both)} prompts are on both sides of the split, {both[0]!r} for one; evaluation prompts that are"
                 " trained on measure memory (the paper's flaw): keep them apart, or say so with --overlap"
             )
+        for prompt in (*self.train, *self.held_out):
+            _require_text(prompt, "a prompt")
         known = set(self.train)
         for example in self.examples:
             if example.prompt not in known:
@@ -136,6 +144,32 @@ class Dataset:
         lines = _lines(self.examples)
         split = json.dumps([self.train, self.held_out, self.overlap])
         return hashlib.blake2b((lines + split).encode(), digest_size=16).hexdigest()
+
+
+def _require_text(text: str, what: str) -> None:
+    """Raise InputError for a text that no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} holds half a character (a lone surrogate) at {error.start}; mend it") from None
+
+
+def _steer(data: Any) -> Mapping[str, Any] | None:
+    """The steering of an example as a file gives it. Raises InputError."""
+    if data is None:
+        return None
+    kinds: dict[str, Any] = {"latent": int, "strength": (int, float), "layer": int, "span": str}
+    if not isinstance(data, dict) or not isinstance(data.get("sae") or "", str):
+        raise InputError(f'"steer" must be an object such as {{"latent": 3, ...}}, got {str(data)[:60]!r}')
+    for name, kind in kinds.items():
+        value: Any = data.get(name)
+        good = isinstance(value, kind) and not isinstance(value, bool)
+        if not good or (kind is int and value < 0) or not math.isfinite(value if kind is not str else 0):
+            raise InputError(f'"steer" needs "{name}", {_STEER[name]}; got {value!r}')
+    return data
+
+
+_STEER = {"latent": "a whole number >= 0", "strength": "a number", "layer": "a whole number >= 0", "span": "a text"}
 
 
 def split_prompts(prompts: Sequence[str], share: float, *, seed: int) -> tuple[list[str], list[str]]:
@@ -165,11 +199,12 @@ def require_new(folder: str | os.PathLike[str]) -> Path:
 
 
 def save(data: Dataset, folder: str | os.PathLike[str]) -> Path:
-    """Write a data set into a new or empty folder; the header last, so that half a folder is never read."""
+    """Write a data set into a new or empty folder. Raises InputError.
+
+    It is written beside the folder, in FOLDER.part, and moved there when it is whole: a kill leaves no half a folder.
+    """
     place = require_new(folder)
-    place.mkdir(parents=True, exist_ok=True)
-    (place / EXAMPLES).write_text(_lines(data.examples), encoding="utf-8")
-    (place / EVAL).write_text("".join(p + "\n" for p in data.held_out), encoding="utf-8")
+    part = place.resolve().with_name(place.resolve().name + ".part")
     header = {
         "format": FORMAT,
         "digest": data.digest,
@@ -179,24 +214,39 @@ def save(data: Dataset, folder: str | os.PathLike[str]) -> Path:
         "train_prompts": list(data.train),
         "eval_prompts": list(data.held_out),
     }
-    part = place / (HEADER + ".part")
-    part.write_text(json.dumps(header, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(place / HEADER)
+    files = {
+        EXAMPLES: _lines(data.examples),
+        EVAL: "".join(p + "\n" for p in data.held_out),
+        HEADER: json.dumps(header, indent=1, ensure_ascii=False) + "\n",
+    }
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        for name, text in files.items():
+            (part / name).write_text(text, encoding="utf-8")
+        if place.exists():  # it may be the working folder, so it stays; the header last
+            for name in files:
+                (part / name).replace(place / name)
+            part.rmdir()
+        else:
+            part.replace(place)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise InputError(f"cannot write the data to {place}: {error.strerror or error}") from error
     return place
 
 
 def load(folder: str | os.PathLike[str]) -> Dataset:
-    """The data set in a folder. Raises InputError with the file and line of what is wrong."""
+    """The data set in a folder. Raises InputError with the file and line of what is wrong.
+
+    Examples may have been edited since they were written, so the header's digest is not held against them.
+    """
     place = Path(folder)
     try:
-        header = json.loads((place / HEADER).read_text(encoding="utf-8"))
-        text = (place / EXAMPLES).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"{place} is no folder of training data ({error.strerror or error}); make one with `finetune data`"
-        ) from error
+        header = json.loads(_read(place / HEADER))
     except ValueError as error:
         raise InputError(f"{place / HEADER} is not valid JSON: {error}") from error
+    text = _read(place / EXAMPLES)
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise InputError(f"{place / HEADER} has another format than {FORMAT}; make the data again")
     examples = []
@@ -207,8 +257,24 @@ def load(folder: str | os.PathLike[str]) -> Dataset:
             except (ValueError, InputError) as error:
                 raise InputError(f"{place / EXAMPLES}, line {number}: {error}") from error
     facts = {k: v for k, v in header.items() if k not in _OWN}
+    for side in ("train_prompts", "eval_prompts"):
+        given = header.get(side, [])
+        if not isinstance(given, list) or not all(isinstance(prompt, str) for prompt in given):
+            raise InputError(f'{place / HEADER}: "{side}" must be a list of texts')
     sides = [tuple(header.get(side, ())) for side in ("train_prompts", "eval_prompts")]
     return Dataset(tuple(examples), sides[0], sides[1], facts, bool(header.get("overlap", False)))
+
+
+def _read(path: Path) -> str:
+    """A file's text, a byte order mark left out. Raises InputError."""
+    try:
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except OSError as error:
+        raise InputError(
+            f"{path.parent} is no folder of training data ({error.strerror or error}); make one with `finetune data`"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
 
 
 _OWN = ("format", "digest", "counts", "overlap", "train_prompts", "eval_prompts")

@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from countersteer.core.errors import InputError
+from countersteer.core.errors import InputError, RefusedError
+from countersteer.engines.embedded.adapter_record import RECORD
 from countersteer.finetune import data as making
-from countersteer.finetune import examples
+from countersteer.finetune import examples, keys
 from countersteer.finetune.answers import each_prompt
 from countersteer.finetune.settings import TrainSettings
 from countersteer.store import Run
 from countersteer.store.database import FILE
+from countersteer.store.errors import one_line
+from countersteer.store.lock import FolderLock
+from countersteer.studies.growth import compare
 from countersteer.studies.inputs import read_inputs
 from countersteer.studies.judges import JudgeOptions
+from countersteer.studies.opening import check_folder
 from countersteer.studies.plan import estimate
 from countersteer.studies.prompts import load_prompts
 from countersteer.studies.runner import run_study
@@ -39,11 +45,13 @@ def prepare(
     """Make the data and train the adapters of a study's [finetune] section; their folders, [] without one.
 
     `options`: what the judge of the episodes may cost and how fast it may be asked, as in `run_study`.
-    Raises CountersteerError; a second call with everything there does nothing.
+    Raises CountersteerError, RunRefusedError while another process works in the folder; a second call with everything
+    there does nothing.
     """
     section = spec.settings.finetune
     if section is None:
         return []
+    check_folder(out)
     place = Path(out)
     train, held_out = load_prompts(section.prompts), _evaluated(spec)
     if set(train) & set(held_out) and not section.overlap:
@@ -52,15 +60,35 @@ def prepare(
             f"[finetune] prompts and the study's own share {len(both)}, {both[0]!r} for one: the adapters would be"
             " measured on what they were trained on; use other prompts, or overlap = true"
         )
+    making.require_words(section.templates, train)
     wanted = [place / ADAPTERS / name for name in section.adapters.values()]
     engine = spec.settings.engine
     settings = TrainSettings(
         dtype=engine.dtype, device=engine.device, template=spec.settings.study.template, **section.optimiser()
     )
-    made = _data(spec, section, place, train, held_out, observer, options)
-    steering = _steering(spec, place) if section.steering else None
-    _train(spec, section, made, place / ADAPTERS, settings, steering, observer)
+    with one_line(place, "make the run folder"):
+        place.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(place)
+    try:
+        made = _data(spec, section, place, train, held_out, observer, options)
+        steering = _steering(spec, place) if section.steering else None
+        _train(spec, section, made, place / ADAPTERS, settings, steering, observer)
+    finally:
+        lock.release()
     return wanted
+
+
+def require_trained(spec: Spec, out: str | Path) -> None:
+    """Raise RefusedError unless the adapters of a study are in `out`: a shard does not train its own."""
+    section = spec.settings.finetune
+    names = () if section is None else section.adapters.values()
+    if not all((Path(out) / ADAPTERS / name / RECORD).is_file() for name in names):
+        raise RefusedError(
+            f"--shard of a study with [finetune], whose adapters are not in {Path(out) / ADAPTERS} yet",
+            "every shard would train its own",
+            f"training them once without --shard, then naming their folders in arms, or copying {DATA}, {EPISODES} and"
+            f" {ADAPTERS} into the folder of each shard",
+        )
 
 
 def spent(out: str | Path) -> float:
@@ -114,55 +142,77 @@ def _data(
     spec: Spec, section: FinetuneSection, place: Path, train: list[str], held_out: list[str], observer: Any,
     options: JudgeOptions | None,
 ) -> examples.Dataset:  # fmt: skip
-    runs: tuple[Path, ...] = ()
+    """The data of a study: what is there, compared with the study, or made now."""
+    kept = _kept(spec, place, train, held_out)
     if section.episodes or section.steering:
-        run_study(episodes_study(spec), place / EPISODES, observer=observer, options=options).close()
-        runs = (place / EPISODES,) if section.episodes else ()
-    if (place / DATA / examples.HEADER).is_file():
-        kept = examples.load(place / DATA)
-        other = _differs(kept, spec, section, train, held_out)
-        if other:
-            raise InputError(f"{place / DATA} was made for {other}; choose another folder with --out")
+        trained = kept is not None or any((place / ADAPTERS).glob(f"*/{RECORD}"))
+        _episodes(spec, place, observer, options, trained=trained)
+    if kept is not None:
+        (place / ANSWERS).unlink(missing_ok=True)  # killed after the data was written
         return kept
     import countersteer as cs
 
-    engine_section = spec.settings.engine
+    chosen, study = spec.settings.engine, spec.settings.study
     engine = cs.load_engine(
-        spec.settings.study.model, dtype=engine_section.dtype, device=engine_section.device, places=64,
-        template=spec.settings.study.template,
-    )  # fmt: skip
+        study.model, dtype=chosen.dtype, device=chosen.device, places=64, template=study.template, date=_day(place)
+    )
     try:
-        made = making.make(
-            engine, train=train, held_out=held_out,
-            sources=making.Sources(section.templates, runs, words=section.templates),
-            corrections=section.corrections, normals=section.normals, seed=spec.settings.study.seed,
-            overlap=section.overlap, sampling=spec.sampling,
+        made_for = keys.decisive(spec, train, keys.identity_in(engine.describe()), sae=_sae(spec))
+        return making.make(
+            engine, train=train, held_out=held_out, corrections=section.corrections, normals=section.normals,
+            sources=making.Sources(
+                section.templates, (place / EPISODES,) if section.episodes else (), words=section.templates
+            ),
+            seed=study.seed, overlap=section.overlap, sampling=spec.sampling, keep=place / ANSWERS, out=place / DATA,
             stage=None if observer is None else observer.stage,
-            progress=None if observer is None else observer.progress, keep=place / ANSWERS,
+            progress=None if observer is None else observer.progress, facts={keys.MADE_FOR: made_for},
         )  # fmt: skip
     finally:
         engine.close()
-    examples.save(made, place / DATA)
-    return made
 
 
-def _differs(
-    kept: examples.Dataset, spec: Spec, section: FinetuneSection, train: list[str], held_out: list[str]
-) -> str:  # fmt: skip
-    """What the data of an earlier call was made for, if not for this study; else nothing."""
-    if (set(kept.train), set(kept.held_out)) != (set(train), set(held_out)):
-        return "other prompts"
-    sources, asked = kept.facts.get("sources", {}), spec.sampling
-    pairs = {
-        "another seed": (kept.facts.get("seed"), spec.settings.study.seed),
-        "other templates": (sources.get("templates"), section.templates),
-        "other episodes": (bool(sources.get("runs")), section.episodes),
-        "another number of normal examples": (len(kept.of_kind(examples.NORMAL)), section.normals),
-        "another sampling": (
-            kept.facts.get("sampling"), {"temperature": asked.temperature, "max_tokens": asked.max_tokens}
-        ),
-    }  # fmt: skip
-    return next((what for what, (a, b) in pairs.items() if a != b), "")
+def _kept(spec: Spec, place: Path, train: list[str], held_out: list[str]) -> examples.Dataset | None:
+    """The data that is there, None without any. Raises InputError for data of another study, and for half of one."""
+    folder = place / DATA
+    if not (folder / examples.HEADER).is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} is not whole (it has no {examples.HEADER}); remove it and run again")
+        return None
+    kept, study = examples.load(folder), spec.settings.study
+    wanted = keys.decisive(spec, train, keys.identity_of(study.model, study.template), sae=_sae(spec))
+    if other := keys.differs(kept, wanted, train, held_out):
+        raise InputError(f"{folder} was made for {other}; choose another folder with --out")
+    return kept
+
+
+def _sae(spec: Spec) -> str | None:
+    """Fingerprint of the SAE of a study whose data holds episodes."""
+    import countersteer as cs
+
+    section = spec.settings.finetune
+    return str(cs.load_sae(spec.settings.study.sae).fingerprint) if section and section.episodes else None
+
+
+def _day(place: Path) -> str:
+    """The day that prompts tell, if they tell one: that of the episodes."""
+    today = date.today().isoformat()
+    if not Run.exists(place / EPISODES):
+        return today
+    with Run.open(place / EPISODES) as run:
+        return str(run.header.get("engine", {}).get("date") or today)
+
+
+def _episodes(spec: Spec, place: Path, observer: Any, options: JudgeOptions | None, *, trained: bool) -> None:
+    """Make the model's own steered episodes, or go on with them.
+
+    What was trained on them (`trained`) stays as it was: then a larger study does not make them grow.
+    """
+    study, folder = episodes_study(spec), place / EPISODES
+    if trained and Run.exists(folder):
+        with Run.open(folder) as run:
+            if run.finished and compare(run, study, read_inputs(study)).grown:
+                return
+    run_study(study, folder, observer=observer, options=options).close()
 
 
 def _steering(spec: Spec, place: Path) -> Callable[[examples.Example], Any]:

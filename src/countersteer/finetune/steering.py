@@ -19,7 +19,8 @@ from countersteer.store import Run
 def steering_of(folder: str | Path, sae: Any, *, model: str, scale: float = 1.0) -> Callable[[Example], Any]:
     """The intervention of an example, from a calibrated run of the model with this fingerprint.
 
-    `scale`: times the calibrated strength. Raises InputError for another model's or an uncalibrated run.
+    `scale`: times the calibrated strength. Raises InputError for an uncalibrated run, one of another model, SAE, or of
+    the model under an adapter; and, for an example, if its own steering was read from another SAE.
     """
     import countersteer as cs
 
@@ -27,6 +28,11 @@ def steering_of(folder: str | Path, sae: Any, *, model: str, scale: float = 1.0)
         inputs = run.header.get("inputs", {})
         if inputs.get("model") != model:
             raise InputError(f"{folder} is a run of another model than the one to be trained; use a run of that model")
+        if inputs.get("adapter"):
+            raise InputError(
+                f"{folder} was run under [engine] adapter, whose strengths are not those of the model to be trained;"
+                " use a run of the model alone"
+            )
         if inputs.get("sae") != sae.fingerprint:
             raise InputError(f"{folder} was made with another SAE than the one given; give its own")
         found = {r.latent: r.strength for r in run.latents() if r.status == "ok" and r.strength}
@@ -47,6 +53,11 @@ def steering_of(folder: str | Path, sae: Any, *, model: str, scale: float = 1.0)
             latent = pool[int(draw.integers(len(pool)))]
             key = (latent, found[latent], layer, span)
         else:
+            if given.get("sae") not in (None, sae.fingerprint):  # older data does not say
+                raise InputError(
+                    f"the correction of {example.prompt!r} was written under latent {given['latent']} of another SAE"
+                    " than the one given; give the SAE of the run that its episode comes from"
+                )
             key = (int(given["latent"]), float(given["strength"]), int(given["layer"]), str(given["span"]))
         if key not in kept:
             kept[key] = cs.add(sae.latent(key[0]), scale * key[1], layer=key[2]).span(key[3])

@@ -22,7 +22,7 @@ from countersteer.studies.spec import Spec
 
 PLACES = {
     "study": ("model", "sae"), "engine": ("adapter", "urls"), "latents": ("labels",), "trials": ("prompts",),
-    "judge": ("rubric",),
+    "judge": ("rubric",), "finetune": ("prompts",),
 }  # fmt: skip
 """Settings that say where something lies: what counts is its content, of which the run keeps a fingerprint."""
 _LOADED = (("study", "model"), ("study", "sae"), ("engine", "adapter"))
@@ -56,7 +56,8 @@ def identity(settings: Study) -> str:
     """Fingerprint of a study's settings without the places of its files."""
     plain = settings.model_dump(mode="json", exclude_none=True)
     for section, keys in PLACES.items():
-        plain[section] |= {key: True for key in keys if key in plain[section]}
+        if section in plain:
+            plain[section] |= {key: True for key in keys if key in plain[section]}
     for arm in plain["arms"].values():
         arm |= {key: True for key, value in arm.items() if is_file(key, value)}
     return fingerprint(plain)

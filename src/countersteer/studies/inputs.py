@@ -71,6 +71,8 @@ def read_inputs(spec: Spec) -> Inputs:
         digests["labels"] = _of_file(settings.latents.labels, "[latents] labels")
     if settings.judge.rubric is not None:
         digests["rubric"] = load_rubric(settings.judge.rubric).digest
+    if settings.finetune is not None:
+        digests["finetune.prompts"] = fingerprint(load_prompts(settings.finetune.prompts))
     own: dict[str, tuple[str, ...]] = {}
     for name, section in settings.arms.items():
         if section.prompts is not None:

@@ -6,7 +6,6 @@ Every problem is one line that names the setting, why it cannot be used and what
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,9 +18,12 @@ from countersteer.core.errors import InputError, RefusedError, nearest
 from countersteer.core.request import Sampling
 from countersteer.judging.rubrics import load as load_rubric
 from countersteer.organism import ADAPTERS, SHIPPED
+from countersteer.studies.adapter_rules import check_adapters
 from countersteer.studies.arms import Arm, expand
+from countersteer.studies.prompts import NAMED
 from countersteer.studies.schema import LATER, ArmSection, Study
-from countersteer.studies.schema_arms import DETECTORS
+from countersteer.studies.schema_arms import CONTRAST, DETECTORS, HELD_OUT
+from countersteer.studies.schema_finetune import FINETUNE
 
 PRESET = "preset:"
 _SECTIONS = tuple(Study.model_fields)
@@ -103,6 +105,7 @@ def parse(text: str, *, name: str = "study", folder: Path | None = None) -> Spec
     settings = _absolute(settings, folder or Path.cwd())
     _check(settings, name)
     arms, base, notes = expand(settings)
+    check_adapters(settings, arms, base, name)
     return Spec(name, settings, dump(settings), tuple(_defaulted(settings)), arms, base, notes)
 
 
@@ -134,26 +137,24 @@ def _absolute(settings: Study, folder: Path) -> Study:
     study = settings.study
     same = {"model": study.model, "sae": study.sae}
     moved = {k: v if v in SHIPPED else found(v) for k, v in same.items()}
-    prompts = settings.trials.prompts
+    made = settings.finetune.adapters.values() if settings.finetune is not None else ()
+    words = {"clamp": (DETECTORS, HELD_OUT), "prompts": NAMED, "directions": (CONTRAST,), "adapter": (FINETUNE, *made)}
+
+    def of(section: Any, *keys: str) -> Any:
+        given = {key: getattr(section, key) for key in keys}
+        files = {k: v for k, v in given.items() if isinstance(v, str) and v not in words[k]}
+        return _changed(section, **{key: found(value) for key, value in files.items()})
+
     return _changed(
         settings,
         study=_changed(study, **moved),
-        trials=_changed(settings.trials, prompts=found(prompts) if "." in prompts or "/" in prompts else prompts),
+        trials=of(settings.trials, "prompts"),
         latents=_changed(settings.latents, labels=found(settings.latents.labels)),
         judge=_changed(settings.judge, rubric=found(settings.judge.rubric)),
         engine=_changed(settings.engine, adapter=found(settings.engine.adapter)),
-        arms={name: _absolute_arm(arm, found) for name, arm in settings.arms.items()},
+        finetune=None if settings.finetune is None else of(settings.finetune, "prompts"),
+        arms={name: of(arm, *words) for name, arm in settings.arms.items()},
     )
-
-
-def _absolute_arm(arm: ArmSection, found: Callable[[str | None], str | None]) -> ArmSection:
-    """An arm with its files' paths made absolute."""
-    paths = {"clamp": arm.clamp, "prompts": arm.prompts, "directions": arm.directions, "adapter": arm.adapter}
-    moved = {
-        key: found(value) for key, value in paths.items() if isinstance(value, str) and ("." in value or "/" in value)
-    }
-    changed: ArmSection = _changed(arm, **moved)
-    return changed
 
 
 def _changed(section: Any, **values: Any) -> Any:
