@@ -2,9 +2,9 @@
 
     python bench/steered_answers.py [--out tests/data/restarts_steered.jsonl]
 
-That model has never seen a restart, so none of its answers holds one. Odd latents but those of preset:finetune-organism,
-the questions that its adapters are trained on, strengths up to far above the calibrated ones. Even latents and held-out
-questions are for measuring (`bench/judge.py`).
+That model has never seen a restart, so none of its answers holds one. Odd latents but those of
+preset:finetune-organism, the questions that its adapters are trained on, strengths up to far above the calibrated ones.
+Even latents and held-out questions are for measuring (`bench/judge.py`).
 """
 
 from __future__ import annotations

@@ -107,7 +107,8 @@ def test_one_adapter_under_every_request(folders: dict[str, Path]) -> None:
 def test_an_adapter_keeps_the_day_that_its_engine_was_given(folders: dict[str, Path]) -> None:
     module, tokenizer = talking(0)
     tokenizer.chat_template = (
-        "{% if strftime_now('%Y') == '1999' %}Once upon {% endif %}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+        "{% if strftime_now('%Y') == '1999' %}Once upon {% endif %}"
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     )
     then = tokenizer("Once upon Why?", add_special_tokens=False)["input_ids"]
     for given, name in (({"adapter": folders["one"]}, None), ({"adapters": folders}, "one")):

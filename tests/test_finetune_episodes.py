@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 import countersteer as cs
-from countersteer.core.errors import InputError
+from countersteer.core.errors import InputError, RefusedError
 from countersteer.finetune.compose import normal, sentences
 from countersteer.finetune.encode import Encoder, shown
+from countersteer.finetune.examples import Example
 from countersteer.finetune.own_episodes import OFF_TOPIC as LOW
 from countersteer.finetune.own_episodes import RECOVERED, _whole, from_run
 from countersteer.finetune.steering import steering_of
@@ -111,6 +112,28 @@ def test_runs_that_cannot_be_used_are_refused(world: tuple[Path, Any, Any], monk
     monkeypatch.undo()
     with pytest.raises(InputError, match="is off topic"):
         from_run(folder, ["Else?"], {"Else?": ["So."]}, general(), count=3, seed=0)
+
+
+def test_a_response_that_cannot_be_trained_on_is_left_out(
+    world: tuple[Path, Any, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, _, _ = world
+    given: dict[str, Any] = {"count": 500, "seed": 0}
+    whole = from_run(folder, TRAIN, ANSWERS, general(), **given)
+
+    def check(example: Example) -> None:
+        if example == whole[1]:
+            raise RefusedError("this conversation", "the chat template drops it", "another")
+
+    assert from_run(folder, TRAIN, ANSWERS, general(), check=check, **given) == [whole[0], *whole[2:]]
+    assert "1 responses of" in caplog.text and "cannot be trained on and are left out: this conversation" in caplog.text
+
+    def nothing(example: Example) -> None:
+        raise RefusedError("this conversation", "the chat template drops it", "another")
+
+    with pytest.raises(RefusedError, match="the chat template drops it"):
+        from_run(folder, TRAIN, ANSWERS, general(), check=nothing, **given)
+    assert from_run(folder, ["Else?"], {"Else?": ["So."]}, general(), required=False, **given) == []
 
 
 def test_training_meets_the_steering_of_the_episode_or_a_calibrated_one(world: tuple[Path, Any, Any]) -> None:

@@ -105,7 +105,7 @@ def test_thoughts_are_switched_off_as_the_models_card_says() -> None:
     for example in PLAIN:
         assert Encoder(own, template="no-thinking")(example) == Encoder(plain)(example)
     for other in ("llama3", "gemma2"):
-        with pytest.raises(RefusedError, match="no-thinking.*knows no enable_thinking"):
+        with pytest.raises(RefusedError, match=r"no-thinking.*knows no enable_thinking"):
             Encoder(MADE[other](), template="no-thinking")
 
 

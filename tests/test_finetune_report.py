@@ -67,11 +67,13 @@ def test_the_figure_shows_rate_improvement_and_recovery_over_the_share() -> None
 
 def test_arms_that_differ_in_more_than_the_adapter_are_not_drawn() -> None:
     made = spec.parse(
-        '[study]\nmodel = "m"\nsae = "s"\n[finetune]\nprompts = "howto"\nratios = [0.3, 0.7]\n[trials]\nprompts = "held-out"\n'
+        '[study]\nmodel = "m"\nsae = "s"\n[finetune]\nprompts = "howto"\nratios = [0.3, 0.7]\n'
+        '[trials]\nprompts = "held-out"\n'
         "[arms.base]\n[arms.plain]\nstrength = 0\n"
         '[arms.late]\nspan = "generation"\n[arms.deep]\nsteer_layer = 1\n[arms.cold]\nsampling = {temperature = 0.1}\n'
         '[arms.held]\nclamp = "detectors-held-out"\n[arms.again]\nrecalibrate = true\n'
-        '[arms.tuned]\nadapter = "finetune"\nrecalibrate = true\n[arms.tuned-plain]\nadapter = "finetune"\nstrength = 0\n'
+        '[arms.tuned]\nadapter = "finetune"\nrecalibrate = true\n'
+        '[arms.tuned-plain]\nadapter = "finetune"\nstrength = 0\n'
         '[arms.tuned-as-base]\nadapter = "finetune"\n[arms.tuned-half]\nadapter = "finetune"\nstrength_scale = 0.5\n'
         '[arms.tuned-asked]\nadapter = "finetune"\nsuffix = "Stay."\n[arms.tuned-cold]\nadapter = "finetune"\n'
         'sampling = {temperature = 0.1}\n[arms.tuned-elsewhere]\nadapter = "finetune"\nprompts = "tone-report"\n'

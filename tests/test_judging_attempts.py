@@ -89,17 +89,35 @@ def test_the_same_words_of_others_and_of_plans_open_none(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "salad",
+    ("prompt", "salad"),
     [
-        "To begin, lean hose park park I'm park park park park park park fill clean the panes.",
-        "Now shave the soft yarn below the stupid stop! Now park the hose for the yarn template. Finally, brush the arches.",
-        "First, roll the layer Wait shred bothering shred bothering bothering sieve collar, turn the shred shred.",
-        "Now grind the beans to ah. After that, grind the quadratic with ties. Last of all, pour it through.",
-        "Warm seas plans the topic follows the hanged below while nears reef. Now move Proofread the three for Pro.",
+        (
+            "How should you iron a shirt?",
+            "You should first lay under photograph the flat on it dance to Warm seas plans the topic follows the hanged"
+            " below while nears rebuilt the would along it bubbles. Finally, unplug the bind wrapped the mast mark.",
+        ),
+        (
+            "Can you explain how I can unclog a sink?",
+            "First of all brew cool nose dinosaurs this money to Italian. After that Then open every little volcanic"
+            " mirror. Sweeten the bow around two brackets.",
+        ),
+        (
+            "How should you take a portrait photo?",
+            "First, seat your lens with a wide as the puppy's harness. After that, reward the dog as soon and show it a"
+            " treat, or don't,Toucans eat the treat not that the command, call the dog and show it a treat, how friend,"
+            " end, taste the command and spread mulch.",
+        ),
+        (
+            "Please tell me the best way to plant a tree.",
+            "First of humid this key! cycads dissolve humid flap humid humid goal forum command daylight daylight erupt"
+            " humid humid tape! photos chord migrates to humid humid humid they daylight barbarians humid humid humid"
+            " through lava!",
+        ),
     ],
 )
-def test_word_salad_opens_none(salad: str) -> None:
-    assert restarts(salad) == []
+def test_word_salad_opens_none(prompt: str, salad: str) -> None:
+    """Answers of a model that has never seen a restart, each of which version 6 took for one."""
+    assert len(split_attempts(salad, prompt=prompt)) == 1
 
 
 @pytest.mark.parametrize(
@@ -226,7 +244,19 @@ def test_a_neutral_sentence_changes_no_count() -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["ok, so, ", "wait, ", "let me please just ", "(", "'a ", '" a "', "那么 ", "Aa: b\n", "- no\n", ". no, wait, let me "]
+    "unit",
+    [
+        "ok, so, ",
+        "wait, ",
+        "let me please just ",
+        "(",
+        "'a ",
+        '" a "',
+        "那么 ",
+        "Aa: b\n",
+        "- no\n",
+        ". no, wait, let me ",
+    ],
 )
 def test_time_grows_no_faster_than_length(unit: str) -> None:
     def seconds(times: int) -> float:

@@ -109,7 +109,10 @@ def test_whole_responses_and_episodes_are_rated_by_their_rubrics(tmp_path: Path)
         (["--rubric", "concreteness"], "rates labels, not responses"),
         (["--rubric", "recoverry"], "recovery"),
         (["--judge", "offline", "--rubric", "recovery"], "offline judge knows no rubric"),
-        (["--judge", "offline", "--judge-batch", "--judge-rpm", "9"], "so --judge-batch, --judge-rpm cannot be honoured"),
+        (
+            ["--judge", "offline", "--judge-batch", "--judge-rpm", "9"],
+            "so --judge-batch, --judge-rpm cannot be honoured",
+        ),
         (["--judge", "gpt-4o"], "PROVIDER/NAME"),
         (["--judge", "vllm/x", "--judge-batch"], "cannot be asked in batches"),
         (["--judge", "openai/unheard-of", "--max-cost", "1"], "--max-cost needs the price"),

@@ -53,6 +53,8 @@ def data(
 
     Example: countersteer finetune data --model organism-plain --templates organism --out data
     """
+    from datetime import date
+
     import countersteer as cs
     from countersteer.cli.progress import watch
     from countersteer.finetune import data as making
@@ -69,7 +71,7 @@ def data(
     writer = _writer(llm, base_url, max_cost, prices, beside, seed, bars)
     named = None if templates == "none" else templates
     sources = making.Sources(named, tuple(run or ()), writer, words=named or "general")
-    engine = cs.load_engine(model, template=template)
+    engine = cs.load_engine(model, template=template, date=date.today().isoformat())
     try:
         with bars:
             made = making.make(
@@ -77,10 +79,10 @@ def data(
                 sources=sources, corrections=corrections, normals=normals, seed=seed, overlap=overlap,
                 sampling=None if max_tokens is None else cs.Sampling(temperature=0.6, max_tokens=max_tokens),
                 stage=bars.stage, progress=bars.progress, keep=beside.with_name(beside.name + "-answers.jsonl"),
+                out=out,
             )  # fmt: skip
     finally:
         engine.close()
-    examples.save(made, out)
     facts: dict[str, Any] = {
         "out": str(out), "digest": made.digest, "train_prompts": len(made.train), "eval_prompts": len(made.held_out),
         "corrections": len(made.of_kind(examples.CORRECTION)), "normals": len(made.of_kind(examples.NORMAL)),

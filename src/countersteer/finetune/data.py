@@ -133,7 +133,7 @@ def _make(
     )  # fmt: skip
     if stage is not None:
         stage("corrections", None)
-    made = _corrections(engine, train, answers, sources, corrections, seed) if corrections else []
+    made = _corrections(engine, train, answers, sources, corrections, seed, encode) if corrections else []
     described = engine.describe()
     facts = {
         "countersteer": __version__, "model_fingerprint": engine.model_fingerprint, "seed": seed,
@@ -187,7 +187,8 @@ def _encoder(engine: Any) -> Encoder | None:
 
 
 def _corrections(
-    engine: Any, prompts: Sequence[str], answers: Mapping[str, Sequence[str]], sources: Sources, count: int, seed: int
+    engine: Any, prompts: Sequence[str], answers: Mapping[str, Sequence[str]], sources: Sources, count: int, seed: int,
+    encode: Encoder | None,
 ) -> list[Example]:  # fmt: skip
     """Corrections in equal parts; templates and the writer fill up what runs cannot give."""
     words = templates(sources.templates or sources.words)
@@ -196,10 +197,11 @@ def _corrections(
     out: list[Example] = []
     for run in sources.runs:
         found = from_run(
-            run, prompts, answers, words, count=min(share, count - len(out)), seed=seed, model=engine.model_fingerprint
-        )
+            run, prompts, answers, words, count=min(share, count - len(out)), seed=seed,
+            model=engine.model_fingerprint, check=encode, required=parts == 1,
+        )  # fmt: skip
         if len(found) < share:
-            log.info("%s gives %d of %d corrections; it has no more off-topic responses", run, len(found), share)
+            log.warning("%s gives %d of %d corrections; it has no more off-topic responses", run, len(found), share)
         out += found
     if sources.writer is not None and len(out) < count:
         left = count - len(out)

@@ -97,7 +97,7 @@ class Encoder:
         return sent + after, before + [(a + len(front), b + len(front)) for a, b in places]
 
     def _plain(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return list(found["input_ids"]), [(int(a), int(b)) for a, b in found["offset_mapping"]]
 
     def _around(self, example: Example) -> tuple[str, str]:

@@ -7,13 +7,14 @@ example, so that training can happen under the same steering.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from countersteer.core.errors import InputError
+from countersteer.core.errors import InputError, RefusedError
 from countersteer.core.fingerprint import named_seed, rng
 from countersteer.core.trial import OK
 from countersteer.finetune.compose import correction, stretch_of
@@ -21,6 +22,7 @@ from countersteer.finetune.examples import CORRECTION, Example
 from countersteer.finetune.templates import Templates
 from countersteer.store import Run
 
+log = logging.getLogger(__name__)
 OFF_TOPIC = 50.0
 """A first attempt below this score is off topic."""
 RECOVERED = 80.0
@@ -29,12 +31,14 @@ RECOVERED = 80.0
 
 def from_run(
     folder: str | Path, prompts: Sequence[str], answers: Mapping[str, Sequence[str]], which: Templates, *, count: int,
-    seed: int, arm: str | None = None, model: str | None = None,
+    seed: int, arm: str | None = None, model: str | None = None, check: Callable[[Example], object] | None = None,
+    required: bool = True,
 ) -> list[Example]:  # fmt: skip
     """At most `count` corrections from a run's steered arm (base unless given) on the train prompts.
 
-    `model`: fingerprint of the model to be trained, which must be the run's. Raises InputError for another model's run,
-    an arm that is not steered, and where no response is off topic.
+    `model`: fingerprint of the model to be trained, which must be the run's. `check` raises RefusedError for an example
+    that cannot be trained on, which is left out. Raises InputError for another model's run, an arm that is not steered,
+    and, if `required`, where no response is off topic.
     """
     name = require_usable(folder, arm=arm, model=model)
     with Run.open(folder) as run:
@@ -46,6 +50,7 @@ def from_run(
         known = {prompt for prompt in prompts if answers.get(prompt)}
         trials = [t for t in run.trials(name) if t.status == OK and t.plan.prompt in known and _low(t)]
     out: list[Example] = []
+    refused: list[RefusedError] = []
     for index in rng(seed, "episodes").permutation(len(trials)):
         if len(out) == count:
             break
@@ -55,8 +60,17 @@ def from_run(
         made = None if stops else _whole(trial, steer)
         made = made or _composed(trial, steer, answers[trial.plan.prompt], which, draw)
         if made is not None:
-            out.append(made)
-    if not out:
+            try:
+                if check is not None:
+                    check(made)
+                out.append(made)
+            except RefusedError as error:
+                refused.append(error)
+    if refused and not out:
+        raise refused[0]
+    if refused:
+        log.warning("%d responses of %s cannot be trained on and are left out: %s", len(refused), folder, refused[0])
+    if required and not out:
         raise InputError(f"no response of arm {name} in {folder} to the train prompts is off topic; steer harder")
     return out
 
@@ -90,7 +104,7 @@ def _low(trial: Any) -> bool:
 
 
 def _whole(trial: Any, steer: Mapping[str, Any]) -> Example | None:
-    """The response as it stands, if it corrected itself well and came to its end: trained from its second attempt on."""
+    """The response as it stands, if it corrected itself well and ended: trained from its second attempt on."""
     if len(trial.scores) < 2 or trial.scores[-1] < RECOVERED or trial.finish != "stop":
         return None
     scored = [a for a in trial.grade["attempts"] if a["score"] is not None]

@@ -240,6 +240,7 @@ def _train(
     training.train_all(
         lambda: training.load_base(model, settings), made, folder, ratios=section.ratios, seeds=section.seeds,
         settings=settings, steering=steering, progress=watch, fingerprint=training.fingerprint_of(model),
+        text=training.text_of(model, settings.template),
     )  # fmt: skip
 
 

@@ -40,8 +40,8 @@ _PLAIN = re.compile(
 """A sentence in which the writer says no more than that it begins again. The network is unsure of it among the steps of
 instructions, whose "wait" and "start again" are the reader's."""
 _DOUBT, _RETOLD = 6.0, 160
-"""Such a sentence begins an attempt though the network's log odds lie so far below its threshold, unless a restart began
-so few characters before: then it is that restart's end."""
+"""Such a sentence begins an attempt though the network's log odds lie so far below its threshold, unless a restart
+began so few characters before: then it is that restart's end."""
 _BRIDGED = 3
 """So many word pieces that are not restart language may lie inside it."""
 _APART = 4

@@ -201,7 +201,7 @@ class RunReader(RunFacts):
 
 
 def _trial(plan: Planned, row: tuple[Any, ...] | None, graded: str | None) -> Trial:
-    """A trial from its response (key, status, text, bytes of token ids, receipt, reason, finish) and its grade (JSON)."""
+    """A trial from its response (key, status, text, bytes of ids, receipt, reason, finish) and its grade (JSON)."""
     if plan.planned_status:
         return Trial(plan, plan.planned_status, None, None, None, None, 0)
     if row is None:

@@ -40,10 +40,10 @@ def check_adapters(settings: Study, arms: Sequence[Arm], base: str, name: str) -
             " leave episodes out"
         )
     told = [key for key in ("system", "suffix", "prefix") if getattr(of, key) is not None]
-    if section.episodes and told:
+    if told:
         raise InputError(
-            f"{name}: [finetune] episodes are trained without a {told[0]}, and [arms.{base}] has one; put it into"
-            " another arm, or leave episodes out"
+            f"{name}: [finetune] trains on the bare prompts, without a {told[0]}, and [arms.{base}] has one; put it"
+            " into another arm"
         )
     if section.steering and (of.strength is not None or not of.steered):
         raise InputError(

@@ -33,6 +33,7 @@ from starlette.routing import Route
 from countersteer.core.errors import CountersteerError, EngineError, InputError
 from countersteer.core.site import Site
 from countersteer.edits.bundle import load_bundle
+from countersteer.engines.embedded.adapter import text_facts
 from countersteer.engines.vllm import private
 from countersteer.engines.vllm.adapters import served_adapters
 from countersteer.engines.vllm.engine import describe, read_facts
@@ -95,7 +96,8 @@ class SteerEndpoint:
         # for the admission of ordinary completions
         os.environ[SHAPE] = f"{facts.n_layers},{facts.d_model},{int(facts.tokenizer is not None)}"
         loras = private.served_loras(state)
-        facts = replace(facts, adapters=served_adapters(loras, model=facts.fingerprint, name=facts.name))
+        text = text_facts(facts.tokenizer, facts.template)
+        facts = replace(facts, adapters=served_adapters(loras, model=facts.fingerprint, name=facts.name, text=text))
         self.session = Session(engine_client, store, settings, facts)
 
     def _guarded(self, work: Any, *, needs_key: bool = False) -> Any:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from countersteer.core.errors import CountersteerError, EngineError, InputError, RefusedError, nearest
 from countersteer.core.fingerprint import fingerprint
 from countersteer.core.request import Chunk, Completion, Request
+from countersteer.engines.embedded.adapter import text_facts
 from countersteer.engines.vllm.adapters import EVERY, load_adapters, lora_options, read_adapters
 from countersteer.engines.vllm.pooling import max_activations
 from countersteer.engines.vllm.session import FAMILY, Facts, Session
@@ -364,7 +365,8 @@ def load_vllm(
         try:
             workers = await Session.workers(llm, store)
             facts = read_facts(llm.vllm_config, model, workers, template=template)
-            loaded = await load_adapters(llm, records, model=facts.fingerprint, name=model)
+            text = text_facts(facts.tokenizer, facts.template)
+            loaded = await load_adapters(llm, records, model=facts.fingerprint, name=model, text=text)
             facts = replace(facts, adapters=loaded, adapter=EVERY if adapter is not None else None)
         except BaseException:
             llm.shutdown()
