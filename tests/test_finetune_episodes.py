@@ -114,9 +114,7 @@ def test_runs_that_cannot_be_used_are_refused(world: tuple[Path, Any, Any], monk
         from_run(folder, ["Else?"], {"Else?": ["So."]}, general(), count=3, seed=0)
 
 
-def test_a_response_that_cannot_be_trained_on_is_left_out(
-    world: tuple[Path, Any, Any], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_response_that_cannot_be_trained_on_is_left_out(world: tuple[Path, Any, Any], heard: list[str]) -> None:
     folder, _, _ = world
     given: dict[str, Any] = {"count": 500, "seed": 0}
     whole = from_run(folder, TRAIN, ANSWERS, general(), **given)
@@ -126,7 +124,8 @@ def test_a_response_that_cannot_be_trained_on_is_left_out(
             raise RefusedError("this conversation", "the chat template drops it", "another")
 
     assert from_run(folder, TRAIN, ANSWERS, general(), check=check, **given) == [whole[0], *whole[2:]]
-    assert "1 responses of" in caplog.text and "cannot be trained on and are left out: this conversation" in caplog.text
+    (said,) = heard
+    assert "1 responses of" in said and "cannot be trained on and are left out: this conversation" in said
 
     def nothing(example: Example) -> None:
         raise RefusedError("this conversation", "the chat template drops it", "another")

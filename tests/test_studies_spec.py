@@ -119,7 +119,7 @@ BAD = {
     BASE + "strength = 0\n" + TUNED + "[finetune]\nepisodes = true": "[arms.base] is not steered; steer it, or",
     BASE + "strength_scale = 0\n" + TUNED + "[finetune]\nepisodes = true": "[arms.base] is not steered",
     BASE + 'system = "Hi."\n' + TUNED + "[finetune]\nepisodes = true": "[arms.base] has one; put it into",
-    BASE + 'meta_prompt = "focus"\n' + TUNED + "[finetune]\nepisodes = true": "are trained without a suffix",
+    BASE + 'meta_prompt = "focus"\n' + TUNED + "[finetune]": "bare prompts, without a suffix",
     BASE + "strength = 3\n" + TUNED + "[finetune]\nsteering = true": "[arms.base] has its own; leave that out",
     BASE + "[finetune]\nratios = [1.2]": "shares of self-correction examples between 0 and 1",
     BASE + "[finetune]\nratio = [0.5]": "unknown key 'ratio' in [finetune] (did you mean 'ratios'?); known: ",

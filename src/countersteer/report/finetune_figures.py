@@ -25,6 +25,8 @@ def tuned(result: Mapping[str, Any]) -> list[tuple[float, int, Mapping[str, Any]
     is no adapter with ratio 0.
     """
     arms = result["arms"]
+    if result["base"] not in arms:
+        return []
     base = arms[result["base"]]["settings"]
     alike = [arm for arm in arms.values() if _apart(arm["settings"]) == _apart(base) and _strong(arm["settings"], base)]
     own = any(arm["settings"].get("recalibrate") and arm["settings"].get("adapter") for arm in alike)
