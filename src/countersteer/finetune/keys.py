@@ -57,7 +57,8 @@ def identity_of(name: str, template: str | None) -> dict[str, Any]:
 
     `template`: the variation of its chat template.
     """
-    from countersteer.engines.embedded.model import fingerprint_of, load_model, tokenizer_fingerprint
+    from countersteer.engines.embedded.adapter import text_facts
+    from countersteer.engines.embedded.model import fingerprint_of, load_model
     from countersteer.engines.embedded.text import load_tokenizer
 
     print_ = fingerprint_of(name)
@@ -71,11 +72,8 @@ def identity_of(name: str, template: str | None) -> dict[str, Any]:
     if print_ is None:
         loaded = replace(load_model(name), template=template)
         return {"model": loaded.fingerprint, "tokenizer": loaded.tokenizer_hash, "template_hash": loaded.template_hash}
-    chat = getattr(tokenizer, "chat_template", None)
-    return {
-        "model": print_, "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
-        "template_hash": fingerprint([chat, template] if template else chat) if chat else None,
-    }  # fmt: skip
+    text = text_facts(tokenizer, template)
+    return {"model": print_, "tokenizer": text.tokenizer_hash, "template_hash": text.template_hash}
 
 
 def differs(kept: Dataset, wanted: Mapping[str, Any], train: Sequence[str], held_out: Sequence[str]) -> str:
